@@ -1,0 +1,1 @@
+"""fedzo: federated zeroth-order fine-tuning with replicas that agree to the bit."""

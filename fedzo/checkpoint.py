@@ -1,0 +1,224 @@
+"""Bases: loading a Hugging Face checkpoint, naming it by digest, and turning its weights into integers.
+
+The model is loaded in the widest float type that the checkpoint stores, so no stored value is rounded before
+it becomes an integer, and the base digest covers the stored type and bytes of what the model loads
+(docs/decisions/0003-base-digest-of-the-loaded-model.md).
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from blake3 import blake3
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from fedzo.errors import CheckpointError
+from fedzo.manifest import MAX_MAGNITUDE, TensorSpec, exponent_for, frame
+
+BASE_MAGIC = b"fedzo-base-1\n"
+_CHUNK = 1 << 22
+
+_WIDTH = {"F64": 3, "F32": 2, "BF16": 1, "F16": 1}
+_TORCH_TYPE = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_TYPE_NAME = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A loaded starting checkpoint, before it becomes a replica.
+
+    `model` still holds its float weights; `Replica.from_base` takes them out one by one.
+    """
+
+    source: str
+    model: Any
+    digest: bytes
+
+
+def load_base(source: str) -> Base:
+    """Load a causal language model from a checkpoint directory or hub name.
+
+    Args:
+        source: directory with config.json and safetensors (one file or sharded), or a name on the hub.
+
+    Raises:
+        CheckpointError: nothing loadable there, tensors are missing, or a weight cannot be represented.
+    """
+    dtype = _widest_type(source)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load a causal language model from {source!r}: {error}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {source!r} lacks {missing[0]!r} ({len(missing)} tensors in all) that a "
+            f"{type(model).__name__} needs; use a checkpoint of that architecture"
+        )
+    model.eval()
+    return Base(source=source, model=model, digest=base_digest(model))
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer that lies beside a checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"no tokenizer can be loaded from {source!r}: {error}") from error
+
+
+def tokenizer_digest(tokenizer: Any) -> bytes:
+    """BLAKE3 over the vocabulary (token, id) in order of id and the tokens of a probe text; 32 bytes."""
+    hasher = blake3(b"fedzo-tokenizer-1\n")
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])):
+        encoded = token.encode()
+        hasher.update(struct.pack(f"<II{len(encoded)}s", index, len(encoded), encoded))
+    probe = tokenizer("The quick brown fox: 0123456789!\n\tÜber 東京 …")["input_ids"]
+    hasher.update(struct.pack(f"<{len(probe)}I", *probe))
+    return hasher.digest()
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, writable, in its own type's byte order."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def unique_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Each parameter once, under the least of its names, sorted by the names' bytes."""
+    names: dict[int, str] = {}
+    by_id: dict[int, torch.nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        by_id[id(parameter)] = parameter
+        known = names.get(id(parameter), name)
+        names[id(parameter)] = min(known, name, key=str.encode)
+    return dict(sorted(((names[key], by_id[key]) for key in names), key=lambda item: item[0].encode()))
+
+
+def base_digest(model: torch.nn.Module) -> bytes:
+    """BLAKE3 over all parameters and persistent buffers, with type and bytes, sorted by name (NUMERICS, "Digests").
+
+    Per tensor: `manifest.frame`, u8 length and name of the type as safetensors spells it, u64 byte count, bytes.
+    """
+    tensors: dict[str, torch.Tensor] = dict(unique_parameters(model))
+    tensors.update(_persistent_buffers(model))
+    hasher = blake3(BASE_MAGIC + struct.pack("<I", len(tensors)), max_threads=blake3.AUTO)
+    for name in sorted(tensors, key=str.encode):
+        tensor = tensors[name].detach().contiguous()
+        kind = _TYPE_NAME.get(tensor.dtype)
+        if kind is None:
+            raise CheckpointError(
+                f"tensor {name!r} has type {tensor.dtype}; fedzo trains float parameters "
+                f"({', '.join(str(t) for t in _TORCH_TYPE.values())})"
+            )
+        encoded = kind.encode()
+        hasher.update(frame(name, tuple(tensor.shape)))
+        hasher.update(struct.pack(f"<B{len(encoded)}sQ", len(encoded), encoded, tensor.nbytes))
+        hasher.update(raw_bytes(tensor))
+    return hasher.digest()
+
+
+def _persistent_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
+def quantise(name: str, weight: torch.Tensor, out: torch.Tensor) -> TensorSpec:
+    """Θ⁰ = round-half-even(w · 2ᵉ), computed in float64 (NUMERICS, "State"), into `out`, int32[elements].
+
+    Raises:
+        CheckpointError: non-finite values, a complex or integer type, or max|w| > 2²⁰; names the tensor.
+    """
+    if not weight.dtype.is_floating_point:
+        raise CheckpointError(f"parameter {name!r} has type {weight.dtype}; only real float parameters can be trained")
+    flat = weight.detach().reshape(-1)
+    largest = _largest_magnitude(name, flat)
+    exponent = exponent_for(largest)
+    for low in range(0, flat.numel(), _CHUNK):
+        part = flat[low : low + _CHUNK].to(torch.float64).numpy()
+        out[low : low + _CHUNK] = torch.from_numpy(np.rint(part * 2.0**exponent).astype(np.int32))
+    max_abs = int(np.rint(largest * 2.0**exponent))
+    return TensorSpec(name=name, shape=tuple(weight.shape), exponent=exponent, max_abs=max_abs)
+
+
+def _largest_magnitude(name: str, flat: torch.Tensor) -> float:
+    largest = 0.0
+    for low in range(0, flat.numel(), _CHUNK):
+        part = flat[low : low + _CHUNK].to(torch.float64)
+        finite = torch.isfinite(part)
+        if not bool(finite.all()):
+            where = low + int((~finite).nonzero()[0])
+            raise CheckpointError(
+                f"parameter {name!r} holds {float(flat[where])} at flat index {where}; "
+                "every weight must be finite: repair the checkpoint"
+            )
+        largest = max(largest, float(part.abs().max()))
+    if largest > MAX_MAGNITUDE:
+        raise CheckpointError(f"parameter {name!r} has max|w| = {largest:g}; the fixed-point state holds at most 2^20")
+    return largest
+
+
+def _widest_type(source: str) -> torch.dtype:
+    """The widest float type that the safetensors files of a checkpoint store."""
+    kinds: set[str] = set()
+    for path in _weight_files(source):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                kinds |= {str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    floats = [kind for kind in kinds if kind in _WIDTH]
+    if {"BF16", "F16"} <= kinds:
+        return max((_TORCH_TYPE[k] for k in floats if _WIDTH[k] > 1), default=torch.float32, key=lambda t: t.itemsize)
+    return _TORCH_TYPE[max(floats, key=lambda kind: _WIDTH[kind])] if floats else torch.float32
+
+
+def _weight_files(source: str) -> list[Path]:
+    index = _find(source, SAFE_WEIGHTS_INDEX_NAME)
+    if index is not None:
+        names = _sharded_names(index)
+        return [path for name in names if (path := _require(source, name))]
+    return [_require(source, SAFE_WEIGHTS_NAME)]
+
+
+def _sharded_names(index: Path) -> list[str]:
+
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def _find(source: str, name: str) -> Path | None:
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {source!r}: {error}") from error
+    return None if found is None else Path(found)
+
+
+def _require(source: str, name: str) -> Path:
+    found = _find(source, name)
+    if found is None:
+        raise CheckpointError(f"checkpoint {source!r} has no {name}; fedzo reads safetensors only")
+    return found

@@ -1,0 +1,99 @@
+"""Commands on a run directory: `journal show`, `replay`, `export`, `rollback`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Model = Annotated[str | None, typer.Option("--base", help="The base; by default the run's own --model.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    journal = typer.Typer(help="Look into a journal.", no_args_is_help=True)
+    app.add_typer(journal, name="journal")
+    journal.command("show")(show)
+    app.command("replay")(replay)
+    app.command("export")(export)
+    app.command("rollback")(rollback)
+
+
+def show(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False) -> None:
+    """Show the genesis and every record of a run's journal."""
+    from fedzo.journal import read_journal
+    from fedzo.journal.view import journal_view
+    from fedzo.run_directory import RunDirectory, describe
+
+    contents = read_journal(RunDirectory(run).require().journal)
+    view = journal_view(contents)
+    if as_json:
+        typer.echo(json.dumps(view, indent=1))
+        return
+    console = Console(highlight=False)
+    genesis = view["genesis"]
+    console.print(
+        f"base {genesis['base_digest'][:16]}…, {len(genesis['manifest'])} tensors, {genesis['distribution']}, "
+        f"method {genesis['rules']['method']}, genesis {genesis['record_hash'][:16]}…"
+    )
+    table = Table("position", "round", "kind", "what", "entries", "record hash", "state digest")
+    for position, (record, shown) in enumerate(zip(contents.records, view["records"], strict=True), start=1):
+        facts = {
+            k: v for k, v in describe(position, record).items() if k not in ("position", "round", "kind", "entries")
+        }
+        what = ", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        digest = (shown.get("state_digest") or "")[:16]
+        row = (
+            position,
+            record.round,
+            shown["kind"],
+            what,
+            len(record.entries),
+            shown["record_hash"][:16],
+            digest,
+        )
+        table.add_row(*map(str, row))
+    console.print(table)
+    if contents.torn_bytes:
+        console.print(f"{contents.torn_bytes} bytes of an unfinished record follow; the next writer cuts them off")
+
+
+def replay(run: RunPath, base: Model = None) -> None:
+    """Rebuild a run from base and journal, and check every digest that the journal states."""
+    from fedzo.rebuild import rebuild
+    from fedzo.run_directory import RunDirectory
+
+    replica, _, contents = rebuild(RunDirectory(run), base)
+    checked = sum(record.state_digest is not None for record in contents.records)
+    typer.echo(f"{contents.position} records replayed, {checked} state digests checked, all equal")
+    typer.echo(f"state digest {replica.digest().hex()}")
+
+
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist or be empty.")],
+    base: Model = None,
+) -> None:
+    """Write the tuned model as a directory that `from_pretrained` loads."""
+    from fedzo.rebuild import export_model, rebuild
+    from fedzo.run_directory import RunDirectory
+
+    replica, source, contents = rebuild(RunDirectory(run), base)
+    export_model(replica, source, out)
+    typer.echo(f"{out}: the model at position {contents.position}, state digest {replica.digest().hex()}")
+
+
+def rollback(
+    run: RunPath,
+    to: Annotated[int, typer.Option("--to", help="Position to return to: the state after that record; 0 is the base.")],
+) -> None:
+    """Append the record that returns to an earlier state; nothing is ever cut."""
+    from fedzo.rebuild import roll_back
+    from fedzo.run_directory import RunDirectory
+
+    directory = RunDirectory(run).require()
+    position = roll_back(directory, to)
+    typer.echo(f"record {position} returns to the state after record {to}; the records between stay in the journal")

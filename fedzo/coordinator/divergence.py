@@ -1,0 +1,58 @@
+"""The divergence guard: has the loss blown up, and where was it last good?
+
+Zeroth-order steps diverge above a learning rate that nobody knows beforehand, so a spike is an event to handle:
+roll back exactly, lower the rate, go on. The guard is a fold over the journal, so a restarted coordinator decides
+the same.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from math import inf, isfinite
+from statistics import median
+
+TRAINING_WINDOW = 3
+"""Losses of training rounds are noisy: their median over this many rounds is compared."""
+RATE_FACTOR = 0.5
+"""What a divergence multiplies the learning rate by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Go back to `position`, because of `reason`."""
+
+    position: int
+    reason: str
+
+
+class LossWatch:
+    """One series of losses: the best median so far, and where it was seen."""
+
+    def __init__(self, name: str, window: int, factor: float) -> None:
+        self._name = name
+        self._factor = factor
+        self._window = window
+        self._recent: deque[tuple[float, int]] = deque(maxlen=window)
+        self._best = inf
+        self.best_position = 0
+
+    def observe(self, loss: float, position: int) -> Divergence | None:
+        """A loss of the state at `position`; a divergence where it is one and the guard is on."""
+        if not isfinite(loss):
+            return self._diverged(f"{self._name} loss is {loss}")
+        self._recent.append((loss, position))
+        if len(self._recent) < self._window:
+            return None
+        now = median(seen for seen, _ in self._recent)
+        if now < self._best:
+            self._best = now
+            self.best_position = min(self._recent)[1]
+        if now > self._factor * self._best:
+            return self._diverged(f"{self._name} loss {now:.4g} is above {self._factor:g} × {self._best:.4g}")
+        return None
+
+    def restart(self) -> None:
+        """Forget the recent losses: the state went back."""
+        self._recent.clear()
+
+    def _diverged(self, reason: str) -> Divergence | None:
+        return Divergence(self.best_position, reason) if self._factor else None

@@ -1,0 +1,267 @@
+"""The coordinator: a state machine that plans rounds, collects reports and decides on records.
+
+Events in, decisions out; no sockets, files, clocks or weights, so that the simulator and every transport drive the
+same one. Its memory is the journal (`History`); a round under way is all that a crash forgets, and that round is
+planned again, the same.
+
+    idle ──announce──▶ collecting ──all reported, or deadline──▶ appending ──Appended──▶ idle … ──▶ ended
+"""
+
+from collections import Counter
+from dataclasses import replace
+from math import isfinite
+
+from fedzo.coordinator.divergence import RATE_FACTOR
+from fedzo.coordinator.history import History, rollback_entries
+from fedzo.coordinator.messages import (
+    Accept,
+    Announce,
+    Append,
+    Appended,
+    Connected,
+    Decision,
+    Disconnected,
+    Event,
+    Finish,
+    Plan,
+    Purpose,
+    Refuse,
+    Report,
+    Tick,
+)
+from fedzo.errors import ProtocolError, RangeGuardError
+from fedzo.journal.file import JournalContents
+from fedzo.journal.records import (
+    ClientEvaluation,
+    ClientReport,
+    Commit,
+    End,
+    Enrolment,
+    Evaluation,
+    Record,
+    Rollback,
+    Void,
+)
+from fedzo.methods import MethodReport, get_method
+from fedzo.noise.draws import choose_cohort
+from fedzo.schedule import scheduled_rate
+
+PROJECTED_GRADIENT_LIMIT = 2.0**20
+"""A scalar beyond this is refused: no loss that can be trained on has such a slope."""
+MEASURE_ABOVE = 0.5
+"""Maxima are asked for once the range guard's sum has used this share of its room."""
+
+
+class Coordinator:
+    """One run. Time is given in seconds on any clock that does not go back.
+
+    Args:
+        contents: the journal so far.
+    """
+
+    def __init__(self, contents: JournalContents) -> None:
+        self.history = History(contents.genesis, contents.hashes[0])
+        for record, record_hash in zip(contents.records, contents.hashes[1:], strict=True):
+            self.history.apply(record, record_hash)
+        self._rules = contents.genesis.rules
+        self._method = get_method(self._rules.method)
+        self._available: set[int] = set()
+        self._plan: Plan | None = None
+        self._deadline_s = 0.0
+        self._reports: dict[int, Report] = {}
+        self._pending: Record | None = None
+
+    def handle(self, event: Event, now_s: float) -> list[Decision]:
+        """What follows from an event. A report that must not count is refused and changes nothing."""
+        match event:
+            case Connected():
+                return self._connected(event, now_s)
+            case Disconnected():
+                self._available.discard(event.client)
+                return []
+            case Report():
+                try:
+                    return self._report(event)
+                except ProtocolError as error:
+                    return [Refuse(event.client, str(error))]
+            case Tick():
+                if self._plan is not None and now_s >= self._deadline_s:
+                    return self._close()
+                return []
+            case Appended():
+                return self._appended(event, now_s)
+
+    def begin(self, now_s: float) -> list[Decision]:
+        """Plan what comes next, if nothing is under way and enough clients are there."""
+        if self._plan is not None or self._pending is not None:
+            return []
+        history = self.history
+        if history.ended:
+            return [Finish()]
+        if history.divergence is not None:
+            return self._append(self._rollback())
+        if len(self._available) < self._rules.quorum:
+            return []
+        if self._evaluation_is_due():
+            return self._announce(Purpose.EVALUATE, tuple(sorted(self._available)), now_s)
+        if history.round < self._rules.rounds:
+            number = history.round + 1
+            cohort = choose_cohort(history.genesis.run_seed, number, sorted(self._available), self._rules.cohort)
+            return self._announce(Purpose.TRAIN, cohort, now_s)
+        return self._announce(Purpose.ATTEST, tuple(sorted(self._available)), now_s)
+
+    # ── clients ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _connected(self, event: Connected, now_s: float) -> list[Decision]:
+        known = self.history.clients
+        new = tuple(name for name in dict.fromkeys(event.names) if name not in known)
+        self._available |= {known[name] for name in event.names if name in known}
+        if not new:
+            return self.begin(now_s)
+        self._available |= {len(known) + k for k in range(len(new))}
+        return self._append(Record(self.history.round, Enrolment(len(known), new)))
+
+    def _report(self, report: Report) -> list[Decision]:
+        plan = self._plan
+        if plan is None or (report.round, report.purpose) != (plan.round, plan.purpose):
+            if report.purpose is Purpose.TRAIN and self.history.reported(report.round, report.client):
+                return [Accept(report.client, duplicate=True)]
+            raise ProtocolError(f"no {report.purpose} plan of round {report.round} is open; wait for the next plan")
+        if report.client not in plan.cohort:
+            raise ProtocolError(f"client {report.client} was not asked in round {plan.round}")
+        if report.client in self._reports:
+            return [Accept(report.client, duplicate=True)]
+        self._check(report, plan)
+        self._reports[report.client] = report
+        accepted = Accept(report.client, duplicate=False)
+        return [accepted, *self._close()] if len(self._reports) == len(plan.cohort) else [accepted]
+
+    def _check(self, report: Report, plan: Plan) -> None:
+        if report.record_hash != plan.record_hash:
+            raise ProtocolError(
+                f"evaluated at record {report.record_hash.hex()[:16]}…, expected {plan.record_hash.hex()[:16]}…; "
+                "catch up"
+            )
+        if plan.attest and (report.state_digest is None or report.maxima is None):
+            raise ProtocolError("the plan asks for a state digest and maxima; the report has none")
+        if report.diverged or plan.purpose is Purpose.ATTEST:
+            return
+        if not isfinite(report.loss):
+            raise ProtocolError(f"the loss is {report.loss}; it must be finite")
+        if plan.purpose is Purpose.TRAIN:
+            self._check_scalars(report)
+
+    def _check_scalars(self, report: Report) -> None:
+        expected = self._rules.directions * self._rules.local_steps
+        if len(report.projected_gradients) != expected:
+            raise ProtocolError(f"{len(report.projected_gradients)} projected gradients; the plan asks for {expected}")
+        for k, scalar in enumerate(report.projected_gradients):
+            if not abs(scalar) <= PROJECTED_GRADIENT_LIMIT:
+                raise ProtocolError(
+                    f"projected gradient {k} is {scalar}; it must lie within ±{PROJECTED_GRADIENT_LIMIT:g}"
+                )
+        most = self._rules.batch_size * self._rules.local_steps
+        if not 1 <= report.examples <= most:
+            raise ProtocolError(f"{report.examples} examples; the plan asks for 1 to {most}")
+
+    # ── rounds ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _evaluation_is_due(self) -> bool:
+        every, done = self._rules.evaluate_every, self.history.round
+        due = every > 0 and (done % every == 0 or done == self._rules.rounds)
+        return due and self.history.evaluated_round != done
+
+    def _announce(self, purpose: Purpose, cohort: tuple[int, ...], now_s: float) -> list[Decision]:
+        training = purpose is Purpose.TRAIN
+        number = self.history.round + training
+        every = self._rules.attest_every
+        due = (every > 0 and number % every == 0) or self.history.range_guard.share_used > MEASURE_ABOVE
+        self._plan = Plan(
+            purpose=purpose,
+            round=number,
+            position=self.history.position,
+            record_hash=self.history.record_hash,
+            cohort=cohort,
+            learning_rate=scheduled_rate(self._rules, number) * self.history.rate_scale if training else 0.0,
+            attest=purpose is Purpose.ATTEST or (training and due),
+            deadline_s=self._rules.deadline_s,
+        )
+        self._deadline_s = now_s + self._rules.deadline_s
+        self._reports = {}
+        return [Announce(self._plan)]
+
+    def _close(self) -> list[Decision]:
+        plan = self._plan
+        assert plan is not None
+        reports = [self._reports[client] for client in sorted(self._reports)]
+        refused: list[Decision] = []
+        digest = None
+        if plan.attest and reports:
+            digest = _agreed([r.state_digest for r in reports])
+            refused = [
+                Refuse(
+                    r.client,
+                    f"state digest differs from the agreed {_hex(digest)}: rebuild from base and journal",
+                )
+                for r in reports
+                if r.state_digest != digest
+            ]
+            reports = [r for r in reports if r.state_digest == digest]
+        maxima = reports[0].maxima if plan.attest and reports else None
+        return refused + self._append(self._conclude(plan, reports, digest, maxima))
+
+    def _conclude(
+        self, plan: Plan, reports: list[Report], digest: bytes | None, maxima: tuple[int, ...] | None
+    ) -> Record:
+        if plan.purpose is Purpose.EVALUATE:
+            held = tuple(ClientEvaluation(r.client, r.examples, r.loss) for r in reports if r.examples)
+            return Record(plan.round, Evaluation(held))
+        if plan.purpose is Purpose.ATTEST:
+            return Record(plan.round, End(), digest)
+        good = [r for r in reports if not r.diverged]
+        reported = tuple(r.client for r in reports)
+        if len(good) < self._rules.quorum:
+            diverged = any(r.diverged for r in reports)
+            reason = f"{len(good)} of {len(plan.cohort)} clients gave scalars in time; quorum {self._rules.quorum}"
+            if diverged:
+                reason += "; some losses were not finite"
+            return Record(plan.round, Void(reason, reported, diverged))
+        scalars = [MethodReport(r.client, r.examples, r.projected_gradients) for r in good]
+        entries = self._method.aggregate(self.history.genesis, plan.round, plan.learning_rate, scalars)
+        lines = tuple(ClientReport(r.client, r.examples, r.loss, r.projected_gradients) for r in good)
+        record = Record(plan.round, Commit(entries, plan.learning_rate, lines), digest, maxima)
+        try:
+            self.history.range_guard.check(record.entries, record.maxima)
+        except RangeGuardError as error:
+            return replace(record, body=Void(str(error), reported, diverged=False))
+        return record
+
+    def _rollback(self) -> Record:
+        divergence = self.history.divergence
+        assert divergence is not None
+        entries = rollback_entries(self.history.records, divergence.position)
+        body = Rollback(divergence.position, entries, RATE_FACTOR, divergence.reason)
+        return Record(self.history.round, body)
+
+    # ── records ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _append(self, record: Record) -> list[Decision]:
+        self._plan = None
+        self._pending = record
+        return [Append(record)]
+
+    def _appended(self, event: Appended, now_s: float) -> list[Decision]:
+        if event.record is not self._pending:
+            raise ProtocolError("a record was appended that the coordinator did not decide on")
+        self._pending = None
+        self.history.apply(event.record, event.record_hash)
+        return self.begin(now_s)
+
+
+def _agreed(digests: list[bytes | None]) -> bytes | None:
+    """The digest of most reports; of equal counts that of the lowest client index."""
+    return Counter(digests).most_common(1)[0][0]
+
+
+def _hex(digest: bytes | None) -> str:
+    return "none" if digest is None else digest.hex()[:16] + "…"

@@ -1,0 +1,80 @@
+"""The errors that fedzo raises, one tree.
+
+    FedzoError
+    ├── ConfigError            an option is unknown, out of range or not built yet
+    ├── DataError              a data file lacks a field, holds no text, leaves a client without examples
+    ├── CheckpointError        the base cannot be represented: NaN, complex, too large, missing tensors
+    ├── BaseMismatchError      a journal or state file belongs to another base
+    ├── RangeGuardError        a record would leave the range in which the integers are exact
+    ├── EstimationError        a forward used a weight that was not in place, or gave no scalar loss
+    ├── ReplicaError           a record does not follow the replica's position, or its check failed
+    ├── StateFileError         a client's state file is dirty, torn or damaged (rebuild from base + journal)
+    ├── ProtocolError          a report the coordinator must not accept
+    └── JournalError
+        ├── JournalFormatError   not a journal, or of another format version
+        ├── JournalDamageError   bytes before the end do not verify; never skipped
+        ├── JournalLockedError   another process writes to it
+        └── JournalWriteError    the disk refused an append; the journal is as it was
+
+A message names the offending thing, the value seen, the value expected and what to do.
+"""
+
+
+class FedzoError(Exception):
+    """Base of every error that fedzo raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(FedzoError):
+    """An option is unknown, out of range, or names something that is not built yet."""
+
+
+class DataError(FedzoError):
+    """Training or evaluation data cannot be used as given."""
+
+
+class CheckpointError(FedzoError):
+    """A base checkpoint cannot be turned into a replica."""
+
+
+class BaseMismatchError(FedzoError):
+    """A journal or a state file was made from another base checkpoint."""
+
+
+class RangeGuardError(FedzoError):
+    """Entries would leave the range in which the fixed-point state is exact (NUMERICS, "Range guard")."""
+
+
+class EstimationError(FedzoError):
+    """A forward pass did not do what estimation relies on."""
+
+
+class ReplicaError(FedzoError):
+    """A record does not follow the replica's position, or a check that it carries failed."""
+
+
+class StateFileError(FedzoError):
+    """A state file cannot be trusted; the replica is to be rebuilt from base and journal."""
+
+
+class ProtocolError(FedzoError):
+    """A report or request that the coordinator refuses; nothing was changed by it."""
+
+
+class JournalError(FedzoError):
+    """Base of the journal's errors."""
+
+
+class JournalFormatError(JournalError):
+    """The file is not a journal, or is one of another format version."""
+
+
+class JournalDamageError(JournalError):
+    """A byte of the journal does not verify. Nothing is skipped: restore the file from a copy."""
+
+
+class JournalLockedError(JournalError):
+    """Another process holds the journal open for writing."""
+
+
+class JournalWriteError(JournalError):
+    """An append failed; the journal was put back to its length before it."""

@@ -1,0 +1,69 @@
+"""Layer blocks: which tensors are brought in together.
+
+A block is a layer, an element of a ModuleList, or else the module that owns a parameter. Of nested lists the
+outermost element that has a forward of its own is the layer. A tied weight belongs to every block that uses it.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedzo.checkpoint import unique_parameters
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleTensors:
+    """The parameters of one module: attribute name → tensor index, and the block they come in with."""
+
+    module: nn.Module
+    indices: dict[str, int]
+    block: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How a model's tensors are brought in."""
+
+    layers: tuple[tuple[nn.Module, tuple[int, ...]], ...]
+    """Modules at whose forward a block comes in, with its tensor indices."""
+    owners: tuple[ModuleTensors, ...]
+    """Every module with parameters of its own."""
+
+
+def find_blocks(model: nn.Module, index: dict[str, int]) -> Blocks:
+    """Find the blocks of a model.
+
+    Args:
+        model: any module.
+        index: tensor index of each unique parameter's name.
+    """
+    by_id = {id(parameter): index[name] for name, parameter in unique_parameters(model).items()}
+    layers = [(layer, _tensors(layer, by_id)) for layer in _layers(model)]
+    layer_of = {id(module): block for layer, block in layers for module in layer.modules()}
+    owners = []
+    for module in model.modules():
+        own = {name: by_id[id(p)] for name, p in module.named_parameters(recurse=False, remove_duplicate=False)}
+        if own:
+            owners.append(ModuleTensors(module, own, layer_of.get(id(module), tuple(sorted(set(own.values()))))))
+    return Blocks(tuple((layer, block) for layer, block in layers if block), tuple(owners))
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """Outermost elements of module lists that have a forward."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        found += _elements(child) if isinstance(child, nn.ModuleList) else _layers(child)
+    return found
+
+
+def _elements(container: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in container.children():
+        found += _elements(child) if isinstance(child, _CONTAINERS) else [child]
+    return found
+
+
+def _tensors(module: nn.Module, by_id: dict[int, int]) -> tuple[int, ...]:
+    return tuple(sorted({by_id[id(p)] for p in module.parameters()}))

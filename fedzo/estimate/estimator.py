@@ -1,0 +1,134 @@
+"""Losses at perturbed weights, without ever writing to the weights.
+
+One mechanism serves two-sided, one-sided and many-direction methods: a list of (seed, coefficients) is evaluated on
+one batch; zero is a coefficient like any other. MeZO (Malladi et al. 2023, algorithm 1) is `(seed, (+ε, −ε))`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedzo.errors import EstimationError
+from fedzo.estimate.lockstep import Lockstep
+from fedzo.estimate.skeleton import Skeleton
+from fedzo.noise import COEFFICIENT_BITS
+from fedzo.replica import Replica
+
+Batch = Mapping[str, Any]
+Loss = Callable[[nn.Module, Batch], torch.Tensor]
+
+
+def model_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The loss that a Hugging Face model computes from a batch with labels."""
+    return model(**batch).loss  # type: ignore[no-any-return]
+
+
+def projected_gradient(loss_plus: float, loss_minus: float, epsilon: int) -> float:
+    """g = (L(θ+εz) − L(θ−εz)) / 2ε (SPSA, Spall 1992); epsilon in units of 2⁻⁴⁰."""
+    return (loss_plus - loss_minus) / (2 * epsilon / 2.0**COEFFICIENT_BITS)
+
+
+class Estimator:
+    """Evaluates a model's loss at overlays of a replica.
+
+    Args:
+        model: any module; it becomes a skeleton whose weights live in the replica. Eval mode is forced.
+        replica: where the weights come from.
+        loss: scalar loss of (model, batch).
+        dtype: compute type; 16-bit types run the forward under autocast.
+        lanes_at_once: forward passes that go through the model together; activation memory grows with it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        replica: Replica,
+        *,
+        loss: Loss = model_loss,
+        dtype: torch.dtype = torch.float32,
+        lanes_at_once: int = 2,
+    ) -> None:
+        self._model = model
+        self._replica = replica
+        self._loss = loss
+        self._dtype = dtype
+        self._lanes_at_once = lanes_at_once
+        self._lockstep = Lockstep(Skeleton(model, replica.manifest, dtype), replica, dtype)
+        self.forwards = 0
+        """Forward passes run so far."""
+
+    def losses(
+        self,
+        batch: Batch,
+        evaluations: Sequence[tuple[int, Sequence[int]]],
+        steps: Mapping[int, int] | None = None,
+    ) -> list[list[float]]:
+        """The loss of one batch at every perturbation.
+
+        Args:
+            batch: what `loss` takes.
+            evaluations: (seed, coefficients in units of 2⁻⁴⁰); a coefficient of zero is the unperturbed loss, run once.
+            steps: local steps under all of them: coefficient of each seed on top of the replica.
+
+        Returns:
+            Losses in the shape of the coefficients; not necessarily finite.
+        """
+        points = {
+            (seed if coefficient else 0, coefficient): 0.0 for seed, coeffs in evaluations for coefficient in coeffs
+        }
+        keys = list(points)
+        for low in range(0, len(keys), self._lanes_at_once):
+            chosen = keys[low : low + self._lanes_at_once]
+            overlays = [self._replica.overlay(steps or {}, [point]) for point in chosen]
+            jobs = [(self._job(batch), column) for column in range(len(chosen))]
+            points.update(zip(chosen, self._run(jobs, overlays), strict=True))
+        return [[points[seed if c else 0, c] for c in coefficients] for seed, coefficients in evaluations]
+
+    def evaluate(self, batches: Sequence[Batch], steps: Mapping[int, int] | None = None) -> list[float]:
+        """The loss of several batches at the replica (plus local steps); weights are materialised once for several."""
+        found: list[float] = []
+        overlay = [self._replica.overlay(steps or {})]
+        for low in range(0, len(batches), self._lanes_at_once):
+            jobs = [(self._job(batch), 0) for batch in batches[low : low + self._lanes_at_once]]
+            found += self._run(jobs, overlay)
+        return found
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run any code that uses the model at the replica's weights, such as `model.generate`."""
+        return self._lockstep_run([(function, 0)], [self._replica.overlay({})])[0]
+
+    def _job(self, batch: Batch) -> Callable[[], float]:
+        def job() -> float:
+            loss = self._loss(self._model, batch)
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+                raise EstimationError(
+                    f"the loss must be a tensor of one element, got {loss!r:.100}; does the batch have labels?"
+                )
+            return float(loss)
+
+        return job
+
+    def _run(self, jobs: list[tuple[Callable[[], float], int]], overlays: list[Any]) -> list[float]:
+        self.forwards += len(jobs)
+        return [float(loss) for loss in self._lockstep_run(jobs, overlays)]
+
+    def _lockstep_run(self, jobs: list[tuple[Callable[[], Any], int]], overlays: list[Any]) -> list[Any]:
+        increments = self._replica.increments(overlays)
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast("cpu", self._dtype, enabled=self._dtype is not torch.float32),
+            ):
+                return self._lockstep.run(jobs, increments)
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+
+
+def all_finite(losses: Sequence[Sequence[float]]) -> bool:
+    """Is every loss a number?"""
+    return all(isfinite(loss) for row in losses for loss in row)

@@ -1,0 +1,205 @@
+"""Lanes: several forward passes that go through a model together, block by block.
+
+Each lane is a greenlet. Where the model is about to enter a layer, or reads a weight that is not in place, the
+lane pauses; the scheduler brings that block in for every lane that waits for it, each with its own overlay, noise
+made once, and lets them run it one after the other. That is ZO2's dual forward (Wang et al. 2025) for any module,
+without its code per architecture. Lanes may wait at different blocks; order never changes a result.
+
+Torch keeps grad mode, autocast and random state per thread, and all lanes share one: they are put aside at each
+switch. Greenlets do not cross threads, so a scheduler is used from one thread.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import nn
+
+from fedzo.estimate.scratch import ScratchPool
+from fedzo.estimate.skeleton import AbsentWeight, Skeleton
+from fedzo.manifest import Manifest
+from fedzo.noise import Increments
+from fedzo.replica import Replica
+
+Block = tuple[int, ...]
+
+_LINE = 32
+"""Elements; a multiple of a cache line in every compute type."""
+
+
+class _TorchState:
+    """What torch keeps per thread and a forward may change."""
+
+    def __init__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._autocast = torch.is_autocast_enabled("cpu")
+        self._autocast_type = torch.get_autocast_dtype("cpu")
+        self._random = torch.get_rng_state()
+
+    def restore(self) -> None:
+        torch.set_grad_enabled(self._grad)
+        torch.set_autocast_enabled("cpu", self._autocast)
+        torch.set_autocast_dtype("cpu", self._autocast_type)
+        torch.set_rng_state(self._random)
+
+
+class _Lane:
+    """One forward pass: what it waits for and the weights it has in place."""
+
+    def __init__(self, job: Callable[[], Any], column: int, parent: greenlet) -> None:
+        self.column = column
+        """Which lane of the increments it reads."""
+        self.wanted: Block | None = None
+        self.result: Any = None
+        self.weights: dict[int, torch.Tensor] = {}
+        self._open: list[Block] = []
+        self._state = _TorchState()
+        self._greenlet = greenlet(job, parent)
+
+    def resume(self) -> None:
+        """Run to the next pause or the end."""
+        outside = _TorchState()
+        self._state.restore()
+        self.wanted = None
+        try:
+            self.result = self._greenlet.switch()
+        finally:
+            self._state = _TorchState()
+            outside.restore()
+
+    def stop(self) -> None:
+        """Unwind a lane that will not be resumed."""
+        if not self._greenlet.dead:
+            self._greenlet.throw(GreenletExit)
+
+    def need(self, block: Block) -> None:
+        """Pause until a block is in place; called inside the lane."""
+        if all(index in self.weights for index in block):
+            return
+        held = set(block).union(*self._open)
+        self.weights = {index: weight for index, weight in self.weights.items() if index in held}
+        self.wanted = block
+        getcurrent().parent.switch()
+
+    def enter(self, block: Block) -> None:
+        """A layer's forward begins."""
+        self.need(block)
+        self._open.append(block)
+
+    def leave(self, block: Block) -> None:
+        """A layer's forward ended; its weights may go."""
+        self._open.remove(block)
+        held = set[int]().union(*self._open)
+        self.weights = {index: weight for index, weight in self.weights.items() if index in held}
+
+
+class _Place:
+    """Where the tensors of a block lie in scratch: each begins on a cache line."""
+
+    def __init__(self, block: Block, manifest: Manifest) -> None:
+        self.specs = [manifest.tensors[index] for index in block]
+        ends = list(accumulate(-(-spec.size // _LINE) * _LINE for spec in self.specs))
+        self.starts = [0, *ends[:-1]]
+        self.width = ends[-1]
+
+
+class Lockstep:
+    """Runs lanes through a skeleton.
+
+    Args:
+        skeleton: the model.
+        replica: where its weights come from.
+        dtype: compute type; in a 16-bit type tensors of rank 0 and 1 stay float32 (docs/numerics.md).
+    """
+
+    def __init__(self, skeleton: Skeleton, replica: Replica, dtype: torch.dtype) -> None:
+        self._skeleton = skeleton
+        self._replica = replica
+        self._dtype = dtype
+        self._scratch = ScratchPool()
+        self._places: dict[Block, _Place] = {}
+        self._order: dict[Block, int] = {}
+        self._running: _Lane | None = None
+        for layer, block in skeleton.layers:
+            layer.register_forward_pre_hook(self._entering(block))
+            layer.register_forward_hook(self._leaving(block), always_call=True)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that materialised weights take."""
+        return self._scratch.bytes
+
+    def run(self, jobs: Sequence[tuple[Callable[[], Any], int]], increments: Increments) -> list[Any]:
+        """Run every job as a lane of its own.
+
+        Args:
+            jobs: (what to run, which lane of the increments it reads).
+            increments: the overlays.
+
+        Returns:
+            What each job returned, in order. An exception in a lane stops all and is raised.
+        """
+        lanes = [_Lane(job, column, getcurrent()) for job, column in jobs]
+        self._skeleton.fetch = self._fetch
+        try:
+            for lane in lanes:
+                self._resume(lane)
+            while waiting := [lane for lane in lanes if lane.wanted is not None]:
+                wanted = min((lane.wanted for lane in waiting if lane.wanted), key=self._place)
+                group = [lane for lane in waiting if lane.wanted == wanted]
+                self._bring_in(wanted, group, increments)
+                for lane in group:
+                    self._resume(lane)
+        finally:
+            for lane in lanes:
+                self._running = lane
+                lane.stop()
+            self._running = None
+            self._skeleton.fetch = None
+        return [lane.result for lane in lanes]
+
+    def _resume(self, lane: _Lane) -> None:
+        self._running = lane
+        lane.resume()
+        self._running = None
+
+    def _place(self, block: Block) -> int:
+        return self._order.setdefault(block, len(self._order))
+
+    def _fetch(self, absent: AbsentWeight) -> torch.Tensor:
+        lane = self._running
+        assert lane is not None
+        weight = lane.weights.get(absent.tensor)
+        if weight is None:
+            lane.need(absent.block)
+            weight = lane.weights[absent.tensor]
+        return weight
+
+    def _bring_in(self, block: Block, group: list[_Lane], increments: Increments) -> None:
+        columns = sorted({lane.column for lane in group})
+        place = self._places.setdefault(block, _Place(block, self._replica.manifest))
+        exact = self._scratch.take(len(columns), place.width, torch.float32)
+        self._replica.materialise(block, place.starts, increments, exact, columns)
+        half = self._dtype is not torch.float32
+        cast = self._scratch.take(len(columns), place.width, self._dtype).copy_(exact) if half else exact
+        for lane in group:
+            row = columns.index(lane.column)
+            for index, start, spec in zip(block, place.starts, place.specs, strict=True):
+                made = exact if len(spec.shape) < 2 else cast
+                lane.weights[index] = made[row, start : start + spec.size].view(spec.shape)
+
+    def _entering(self, block: Block) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, arguments: Any) -> None:
+            if self._running is not None:
+                self._running.enter(block)
+
+        return hook
+
+    def _leaving(self, block: Block) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            if self._running is not None:
+                self._running.leave(block)
+
+        return hook

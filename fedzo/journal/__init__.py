@@ -1,0 +1,37 @@
+"""The journal: a run's truth and its artefact (docs/journal-format.md)."""
+
+from fedzo.journal.file import Journal, JournalContents, read_journal
+from fedzo.journal.records import (
+    ClientEvaluation,
+    ClientReport,
+    Commit,
+    End,
+    Enrolment,
+    Entry,
+    Evaluation,
+    Genesis,
+    Record,
+    Rollback,
+    Rules,
+    Task,
+    Void,
+)
+
+__all__ = [
+    "ClientEvaluation",
+    "ClientReport",
+    "Commit",
+    "End",
+    "Enrolment",
+    "Entry",
+    "Evaluation",
+    "Genesis",
+    "Journal",
+    "JournalContents",
+    "Record",
+    "Rollback",
+    "Rules",
+    "Task",
+    "Void",
+    "read_journal",
+]

@@ -1,0 +1,183 @@
+"""Records to protobuf payloads and back; the only module of the library that imports protobuf.
+
+A payload is hashed as it was written, never written again to check it, so nothing rests on protobuf's choice of
+bytes; it is serialised deterministically all the same, so that equal runs give equal journals.
+"""
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError
+
+from fedzo.errors import JournalDamageError, JournalFormatError
+from fedzo.journal.records import (
+    NUMERICS_VERSION,
+    PROTOCOL_VERSION,
+    Body,
+    ClientEvaluation,
+    ClientReport,
+    Commit,
+    End,
+    Enrolment,
+    Entry,
+    Evaluation,
+    Genesis,
+    Record,
+    Rollback,
+    Rules,
+    Task,
+    Void,
+)
+from fedzo.manifest import Manifest, TensorSpec
+from fedzo.noise import Distribution
+from fedzo.v1 import journal_pb2 as pb
+
+_Message = TypeVar("_Message", pb.Genesis, pb.Record)
+
+
+def encode_genesis(genesis: Genesis) -> bytes:
+    """The payload of the first frame."""
+    message = pb.Genesis(
+        protocol_version=PROTOCOL_VERSION,
+        numerics_version=NUMERICS_VERSION,
+        base_digest=genesis.base_digest,
+        manifest=[
+            pb.Tensor(name=t.name, shape=t.shape, exponent=t.exponent, max_abs=t.max_abs) for t in genesis.manifest
+        ],
+        distribution=genesis.distribution.value,
+        run_seed=genesis.run_seed,
+        scope=genesis.scope,
+        task=pb.Task(
+            name=genesis.task.name,
+            tokenizer_digest=genesis.task.tokenizer_digest,
+            max_length=genesis.task.max_length,
+        ),
+        rules=pb.Rules(**{name: getattr(genesis.rules, name) for name in Rules.__dataclass_fields__}),
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_genesis(payload: bytes) -> Genesis:
+    """Raises JournalFormatError for a genesis of another version."""
+    message = _parse(pb.Genesis(), payload)
+    for what, seen, expected in (
+        ("protocol", message.protocol_version, PROTOCOL_VERSION),
+        ("numerics", message.numerics_version, NUMERICS_VERSION),
+    ):
+        if seen != expected:
+            raise JournalFormatError(
+                f"the journal follows {what} version {seen}; this fedzo knows version {expected}: "
+                "use the fedzo that wrote it"
+            )
+    return Genesis(
+        base_digest=message.base_digest,
+        manifest=Manifest(tuple(TensorSpec(t.name, tuple(t.shape), t.exponent, t.max_abs) for t in message.manifest)),
+        distribution=Distribution(message.distribution),
+        run_seed=message.run_seed,
+        scope=message.scope,
+        task=Task(
+            name=message.task.name,
+            tokenizer_digest=message.task.tokenizer_digest,
+            max_length=message.task.max_length,
+        ),
+        rules=Rules(**{name: getattr(message.rules, name) for name in Rules.__dataclass_fields__}),
+    )
+
+
+def encode_record(record: Record) -> bytes:
+    """The payload of a record's frame."""
+    message = pb.Record(round=record.round, state_digest=record.state_digest or b"", maxima=record.maxima or ())
+    body = record.body
+    match body:
+        case Enrolment():
+            message.enrolment.SetInParent()
+            message.enrolment.first_index = body.first_index
+            message.enrolment.clients.extend(body.clients)
+        case Commit():
+            message.commit.entries.CopyFrom(_entries(body.entries))
+            message.commit.learning_rate = body.learning_rate
+            message.commit.reports.extend(_client_report(report) for report in body.reports)
+        case Void():
+            message.void.reason = body.reason
+            message.void.reported.extend(body.reported)
+            message.void.diverged = body.diverged
+        case Evaluation():
+            message.evaluation.SetInParent()
+            message.evaluation.clients.extend(
+                pb.ClientEvaluation(client=c.client, examples=c.examples, loss=c.loss) for c in body.clients
+            )
+        case Rollback():
+            message.rollback.position = body.position
+            message.rollback.entries.CopyFrom(_entries(body.entries))
+            message.rollback.learning_rate_scale = body.learning_rate_scale
+            message.rollback.reason = body.reason
+        case End():
+            message.end.SetInParent()
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_record(payload: bytes) -> Record:
+    """Raises JournalDamageError for a payload that is no record."""
+    message = _parse(pb.Record(), payload)
+    return Record(
+        round=message.round,
+        body=_decode_body(message),
+        state_digest=message.state_digest or None,
+        maxima=tuple(message.maxima) or None,
+    )
+
+
+def report_size(report: ClientReport) -> int:
+    """Bytes of a report as protobuf: what a client sends in a round."""
+    return _client_report(report).ByteSize()
+
+
+def _decode_body(message: pb.Record) -> Body:
+    match message.WhichOneof("body"):
+        case "enrolment":
+            return Enrolment(message.enrolment.first_index, tuple(message.enrolment.clients))
+        case "commit":
+            commit = message.commit
+            reports = tuple(
+                ClientReport(r.client, r.examples, r.loss, tuple(r.projected_gradients)) for r in commit.reports
+            )
+            return Commit(_decode_entries(commit.entries), commit.learning_rate, reports)
+        case "void":
+            return Void(message.void.reason, tuple(message.void.reported), message.void.diverged)
+        case "evaluation":
+            return Evaluation(tuple(ClientEvaluation(c.client, c.examples, c.loss) for c in message.evaluation.clients))
+        case "rollback":
+            back = message.rollback
+            return Rollback(back.position, _decode_entries(back.entries), back.learning_rate_scale, back.reason)
+        case "end":
+            return End()
+        case other:
+            raise JournalDamageError(f"a record of kind {other!r} is unknown to this fedzo")
+
+
+def _entries(entries: tuple[Entry, ...]) -> pb.Entries:
+    return pb.Entries(seeds=[e.seed for e in entries], coefficients=[e.coefficient for e in entries])
+
+
+def _decode_entries(entries: pb.Entries) -> tuple[Entry, ...]:
+    if len(entries.seeds) != len(entries.coefficients):
+        raise JournalDamageError(
+            f"a record has {len(entries.seeds)} seeds and {len(entries.coefficients)} coefficients; expected as many"
+        )
+    return tuple(Entry(s, c) for s, c in zip(entries.seeds, entries.coefficients, strict=True))
+
+
+def _client_report(report: ClientReport) -> pb.ClientReport:
+    return pb.ClientReport(
+        client=report.client,
+        examples=report.examples,
+        loss=report.loss,
+        projected_gradients=report.projected_gradients,
+    )
+
+
+def _parse(message: _Message, payload: bytes) -> _Message:
+    try:
+        message.ParseFromString(payload)
+    except DecodeError as error:
+        raise JournalDamageError(f"a payload that verifies is not a {type(message).__name__}: {error}") from error
+    return message

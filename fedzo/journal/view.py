@@ -1,0 +1,75 @@
+"""A journal as plain values for people and programs: the form of `fedzo journal show --json`."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fedzo.journal.file import JournalContents
+from fedzo.journal.records import Genesis, Record, Rollback
+
+
+def journal_view(contents: JournalContents) -> dict[str, Any]:
+    """Genesis and records; seeds and coefficients as decimal strings, digests in hexadecimal."""
+    digests = state_digests(contents.records)
+    return {
+        "genesis": _genesis(contents.genesis) | {"record_hash": contents.hashes[0].hex()},
+        "records": [
+            _record(position, record, contents.hashes[position], digests.get(position))
+            for position, record in enumerate(contents.records, start=1)
+        ],
+        "torn_bytes": contents.torn_bytes,
+    }
+
+
+def state_digests(records: list[Record]) -> dict[int, bytes]:
+    """The state digest at every position where it is known.
+
+    A record states the digest of the state before it; a record without entries leaves the state as it was, and a
+    roll-back returns to that of an earlier position.
+    """
+    known = {p: record.state_digest for p, record in enumerate(records) if record.state_digest is not None}
+    for position, record in enumerate(records, start=1):
+        if position in known:
+            continue
+        source = record.body.position if isinstance(record.body, Rollback) else position - 1
+        if source in known and (isinstance(record.body, Rollback) or not record.entries):
+            known[position] = known[source]
+    return known
+
+
+def _genesis(genesis: Genesis) -> dict[str, Any]:
+    return {
+        "base_digest": genesis.base_digest.hex(),
+        "manifest_digest": genesis.manifest.digest().hex(),
+        "manifest": [
+            {"name": t.name, "shape": list(t.shape), "exponent": t.exponent, "max_abs": t.max_abs}
+            for t in genesis.manifest
+        ],
+        "distribution": genesis.distribution.value,
+        "run_seed": str(genesis.run_seed),
+        "scope": genesis.scope,
+        "task": {
+            "name": genesis.task.name,
+            "tokenizer_digest": genesis.task.tokenizer_digest.hex(),
+            "max_length": genesis.task.max_length,
+        },
+        "rules": asdict(genesis.rules) | {"epsilon": str(genesis.rules.epsilon)},
+    }
+
+
+def _record(position: int, record: Record, record_hash: bytes, digest: bytes | None) -> dict[str, Any]:
+    body = asdict(record.body)
+    body.pop("entries", None)
+    shown: dict[str, Any] = {
+        "position": position,
+        "round": record.round,
+        "kind": type(record.body).__name__.lower(),
+        **({"to_position": body.pop("position")} if isinstance(record.body, Rollback) else {}),
+        **body,
+        "entries": [{"seed": str(e.seed), "coefficient": str(e.coefficient)} for e in record.entries],
+        "record_hash": record_hash.hex(),
+    }
+    if digest is not None:
+        shown["state_digest"] = digest.hex()
+    if record.maxima is not None:
+        shown["maxima_before"] = list(record.maxima)
+    return shown

@@ -1,0 +1,41 @@
+"""`distinct`: each client its own directions, all of them committed, weighted by example counts.
+
+FedAvg (McMahan et al. 2017, algorithm 1) with MeZO's estimator as the client's gradient (Malladi et al. 2023): for
+client c with nₖ examples evaluated in the round, n their sum, P directions a local step,
+
+    θ ← θ − η Σ_c (n_c / n) Σ_steps (1/P) Σ_p g_{c,p} z(seed_{c,p})
+
+A cohort of C clients so averages C·P directions a round, each on other data.
+"""
+
+from collections.abc import Sequence
+
+from fedzo.journal.records import Entry, Genesis
+from fedzo.methods.method import MethodReport, to_coefficient
+from fedzo.noise.draws import derived_seeds
+
+
+class Distinct:
+    """See `fedzo.methods.method.Method`."""
+
+    def plan(self, genesis: Genesis, round_number: int, client: int) -> list[int]:
+        """Seeds derived from (run seed, round, client)."""
+        count = genesis.rules.directions * genesis.rules.local_steps
+        return derived_seeds(genesis.run_seed, round_number, client, count)
+
+    def aggregate(
+        self, genesis: Genesis, round_number: int, learning_rate: float, reports: Sequence[MethodReport]
+    ) -> tuple[Entry, ...]:
+        """−η (n_c/n) g / P for every direction of every client."""
+        total = sum(report.examples for report in reports)
+        entries = []
+        for report in reports:
+            weight = report.examples / total / genesis.rules.directions
+            seeds = self.plan(genesis, round_number, report.client)
+            for seed, scalar in zip(seeds, report.projected_gradients, strict=True):
+                entries.append(Entry(seed, to_coefficient(-learning_rate * weight * scalar)))
+        return tuple(entries)
+
+    def local_step(self, genesis: Genesis, learning_rate: float, projected_gradient: float) -> int:
+        """−η g / P."""
+        return to_coefficient(-learning_rate * projected_gradient / genesis.rules.directions)

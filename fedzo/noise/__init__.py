@@ -1,0 +1,17 @@
+"""Directions and integer steps: counter-based noise that is equal to the bit everywhere (docs/numerics.md)."""
+
+from fedzo.noise.backends import BACKENDS, NoiseBackend, get_backend
+from fedzo.noise.directions import Distribution
+from fedzo.noise.increments import COEFFICIENT_BITS, Increments, Segment, StepTables, Term
+
+__all__ = [
+    "BACKENDS",
+    "COEFFICIENT_BITS",
+    "Distribution",
+    "Increments",
+    "NoiseBackend",
+    "Segment",
+    "StepTables",
+    "Term",
+    "get_backend",
+]

@@ -1,0 +1,131 @@
+"""The range guard: may a record be written? Answered from scalars alone (docs/numerics.md, "Range guard").
+
+Every |Θ| stays at or below 2³⁰, so a perturbation on top of it cannot wrap and the float conversion stays
+monotone. The bound is a sum over entries, which grows faster than the state does; a record that states the
+measured maxima of the state before it restarts the sum from there.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedzo.errors import RangeGuardError
+from fedzo.journal.records import Entry, Record
+from fedzo.manifest import Manifest
+from fedzo.noise import COEFFICIENT_BITS, Distribution
+from fedzo.noise.directions import dither
+from fedzo.noise.increments import COEFFICIENT_LIMIT, rounded_steps
+
+LIMIT = 2**30
+
+
+def add_entries(totals: dict[int, int], entries: Iterable[Entry]) -> None:
+    """A(s) += coefficient for each entry; seeds whose total returns to 0 are forgotten."""
+    for seed, coefficient in entries:
+        total = totals.get(seed, 0) + coefficient
+        if total:
+            totals[seed] = total
+        else:
+            totals.pop(seed, None)
+
+
+class RangeGuard:
+    """The guard's sum for every tensor, as a fold over records.
+
+    The bound of a tensor is maxima + Σ_s b(A(s), Aₚ(s)): Aₚ the totals when the maxima were measured (0 at the base),
+    and b(A, Aₚ) = |r(A) − r(Aₚ)|, r the step at the largest |z|; for gaussian directions one more where Aₚ ≠ 0,
+    since two roundings are involved.
+    """
+
+    def __init__(self, manifest: Manifest, distribution: Distribution) -> None:
+        self._names = [t.name for t in manifest]
+        self._tensors = np.arange(len(manifest))
+        self._gaussian = distribution is Distribution.GAUSSIAN
+        self._coefficient_limit = COEFFICIENT_LIMIT[distribution]
+        self._largest_z = int(distribution.values.max())
+        self._sigma = COEFFICIENT_BITS + distribution.fraction_bits - manifest.exponents
+        self._maxima = np.array([t.max_abs for t in manifest], dtype=np.int64)
+        self._used = np.zeros(len(manifest), dtype=np.int64)
+        self._anchors: dict[int, int] = {}
+        self.totals: dict[int, int] = {}
+
+    @property
+    def share_used(self) -> float:
+        """Largest share of the room between maxima and limit that the sum has used, 0 to 1."""
+        room = np.maximum(LIMIT - self._maxima, 1)
+        return float((self._used / room).max(initial=0.0))
+
+    def check(self, entries: Sequence[Entry], maxima: Sequence[int] | None = None) -> None:
+        """May these entries be committed, given the maxima that the record would state (if any)?
+
+        Raises:
+            RangeGuardError: no; names the tensor or the seed.
+        """
+        self._check_totals(entries)
+        anchored = maxima is not None
+        base = np.asarray(maxima, dtype=np.int64) if anchored else self._maxima
+        used = np.zeros_like(self._used) if anchored else self._used
+        bound = base + used + self._change(entries, restart=anchored)
+        over = np.flatnonzero(bound > LIMIT)
+        if len(over):
+            worst = int(over[0])
+            raise RangeGuardError(
+                f"tensor {self._names[worst]!r}: these entries could bring it to {int(bound[worst])}, beyond the limit "
+                f"{LIMIT} (2^30); lower the learning rate, or let a record state measured maxima"
+            )
+
+    def check_perturbation(self, epsilon: int) -> None:
+        """May a plan perturb by epsilon (units of 2⁻⁴⁰) without wrapping? Raises RangeGuardError, names the tensor."""
+        steps = self._steps(np.array([epsilon]), np.array([0], dtype=np.uint64))[0]
+        over = np.flatnonzero(np.abs(steps) >= LIMIT)
+        if len(over):
+            raise RangeGuardError(
+                f"tensor {self._names[int(over[0])]!r}: a perturbation of {epsilon / 2**COEFFICIENT_BITS:g} leaves the "
+                "range of its integers; choose a smaller epsilon"
+            )
+
+    def apply(self, record: Record) -> None:
+        """Fold one record in, after `check` or as read from a journal (where it raises the same error)."""
+        self.check(record.entries, record.maxima)
+        if record.maxima is not None:
+            self._maxima = np.asarray(record.maxima, dtype=np.int64)
+            self._used[:] = 0
+            self._anchors.clear()
+        self._used += self._change(record.entries, restart=False)
+        for seed, _ in record.entries:
+            self._anchors.setdefault(seed, self.totals.get(seed, 0))
+        add_entries(self.totals, record.entries)
+
+    def _check_totals(self, entries: Sequence[Entry]) -> None:
+        for seed, coefficient in entries:
+            if abs(self.totals.get(seed, 0)) + abs(coefficient) >= self._coefficient_limit:
+                raise RangeGuardError(
+                    f"seed {seed}: its total would leave ±{self._coefficient_limit} (units of 2^-40); "
+                    "lower the learning rate"
+                )
+
+    def _change(self, entries: Sequence[Entry], *, restart: bool) -> NDArray[np.int64]:
+        """How much the sum of every tensor grows by these entries: int64[tensors]."""
+        change: dict[int, int] = {}
+        for seed, coefficient in entries:
+            change[seed] = change.get(seed, 0) + coefficient
+        if not change:
+            return np.zeros_like(self._used)
+        seeds = np.fromiter(change, dtype=np.uint64, count=len(change))
+        before = np.array([self.totals.get(s, 0) for s in change], dtype=np.int64)
+        after = before + np.fromiter(change.values(), dtype=np.int64, count=len(change))
+        anchor = before if restart else np.array([self._anchors.get(s, self.totals.get(s, 0)) for s in change])
+        return np.asarray((self._bound(after, anchor, seeds) - self._bound(before, anchor, seeds)).sum(axis=0))
+
+    def _bound(
+        self, totals: NDArray[np.int64], anchors: NDArray[np.int64], seeds: NDArray[np.uint64]
+    ) -> NDArray[np.int64]:
+        bound: NDArray[np.int64] = np.abs(self._steps(totals, seeds) - self._steps(anchors, seeds))
+        if self._gaussian:
+            bound += ((anchors != 0) & (totals != anchors))[:, None]
+        return bound
+
+    def _steps(self, totals: NDArray[np.int64], seeds: NDArray[np.uint64]) -> NDArray[np.int64]:
+        dithers = dither(seeds, self._tensors)
+        return rounded_steps(totals[:, None], self._largest_z, dithers, self._sigma[None, :])

@@ -1,0 +1,106 @@
+"""From base and journal to a replica, to a model directory, or back to an earlier state."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from fedzo.checkpoint import load_base, load_tokenizer, unique_parameters
+from fedzo.config import read_toml
+from fedzo.coordinator import History, rollback_entries
+from fedzo.errors import ConfigError, ReplicaError
+from fedzo.journal import Journal, JournalContents, Record, Rollback, read_journal
+from fedzo.noise import NoiseBackend
+from fedzo.replica import Replica
+from fedzo.run_directory import RunDirectory
+
+
+def rebuild(
+    run: RunDirectory, base: str | None = None, *, backend: NoiseBackend | None = None
+) -> tuple[Replica, str, JournalContents]:
+    """Replay a run from its base, checking every digest, roll-back and range guard on the way.
+
+    Args:
+        run: the run.
+        base: checkpoint directory or hub name; where not given, the one that the run's config names.
+        backend: who makes the noise.
+
+    Returns:
+        The replica at the journal's end, where its base was loaded from, and the journal.
+
+    Raises:
+        BaseMismatchError, JournalError, ReplicaError, RangeGuardError: by name.
+    """
+    contents = read_journal(run.require().journal)
+    source = base or str(read_toml(run.config).get("model", ""))
+    check_history(contents)
+    loaded = load_base(source)
+    threads = torch.get_num_threads()
+    replica = Replica.from_base(loaded, contents.genesis.distribution, backend=backend, threads=threads)
+    replica.start_at(contents.genesis, loaded.digest, contents.hashes[0])
+    replica.replay(contents.records, contents.hashes[1:])
+    return replica, source, contents
+
+
+def check_history(contents: JournalContents) -> History:
+    """Fold a journal, checking what scalars alone can show: the range guard and that roll-backs undo exactly.
+
+    Raises:
+        RangeGuardError: a record should not have been written.
+        ReplicaError: a roll-back does not return to the state that it names.
+    """
+    history = History(contents.genesis, contents.hashes[0])
+    for record, record_hash in zip(contents.records, contents.hashes[1:], strict=True):
+        if isinstance(record.body, Rollback):
+            expected = rollback_entries(history.records, record.body.position)
+            if sorted(expected) != sorted(record.body.entries):
+                raise ReplicaError(
+                    f"record {history.position + 1} does not undo what came after record {record.body.position}; "
+                    "the journal was not written by fedzo"
+                )
+        history.apply(record, record_hash)
+    return history
+
+
+def export_model(replica: Replica, source: str, out: Path) -> None:
+    """Write a directory that `from_pretrained` loads: safetensors float32, config and tokenizer.
+
+    Raises:
+        ConfigError: the directory holds something already.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out}: is not empty; give a new directory")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    for index, parameter in enumerate(unique_parameters(model).values()):
+        parameter.data.copy_(replica.weights(index))
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)
+        load_tokenizer(source).save_pretrained(partial)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error
+
+
+def roll_back(run: RunDirectory, position: int) -> int:
+    """Append the record that returns a run to the state after `position` records; the new record's position.
+
+    Raises:
+        ConfigError: there is no such position.
+    """
+    with Journal.open(run.journal) as journal:
+        history = check_history(journal.contents)
+        if not 0 <= position <= journal.position:
+            raise ConfigError(f"--to {position}: the journal has positions 0 to {journal.position}")
+        entries = rollback_entries(history.records, position)
+        body = Rollback(position, entries, learning_rate_scale=1.0, reason="asked for")
+        record = Record(history.round, body)
+        history.range_guard.check(record.entries)
+        journal.append(record)
+        run.mend_metrics(journal.contents.records)
+        return journal.position

@@ -1,0 +1,84 @@
+"""A run on disk: what was asked for, what happened, and where it stands.
+
+config.toml     the options
+journal         the run's truth (docs/journal-format.md)
+metrics.jsonl   a line a record, for plots; derived, and mended from the journal on resume
+replica.state   the state at some position; a cache of base + journal
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedzo.errors import ConfigError
+from fedzo.journal.records import Commit, Evaluation, Record, Rollback, Void
+
+
+class RunDirectory:
+    """Paths of a run, and its metrics file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.journal = path / "journal"
+        self.metrics = path / "metrics.jsonl"
+        self.state = path / "replica.state"
+
+    def require(self) -> "RunDirectory":
+        """Raises ConfigError where no run is there."""
+        if not self.journal.exists():
+            raise ConfigError(f"{self.path}: no run there (it has no file 'journal')")
+        return self
+
+    def append_metrics(self, position: int, record: Record, **measured: float) -> None:
+        """Add the line of a record, with what was measured beside it."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(describe(position, record) | measured) + "\n")
+
+    def mend_metrics(self, records: Sequence[Record]) -> None:
+        """Make the file have exactly one line for each record: drop a torn or early line, add the missing ones."""
+        kept = list(self._metric_lines())[: len(records)]
+        lines = kept + [json.dumps(describe(p, records[p - 1])) for p in range(len(kept) + 1, len(records) + 1)]
+        partial = self.metrics.with_name(self.metrics.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in lines))
+        os.replace(partial, self.metrics)
+
+    def _metric_lines(self) -> Iterator[str]:
+        content = self.metrics.read_text(errors="replace") if self.metrics.exists() else ""
+        for position, line in enumerate(content.split("\n"), start=1):
+            try:
+                parsed: Any = json.loads(line)
+            except json.JSONDecodeError:
+                return
+            if not isinstance(parsed, dict) or parsed.get("position") != position:
+                return
+            yield line
+
+
+def describe(position: int, record: Record) -> dict[str, Any]:
+    """A record in plain words and numbers, without its entries."""
+    body = record.body
+    found: dict[str, Any] = {"position": position, "round": record.round, "kind": type(body).__name__.lower()}
+    match body:
+        case Commit():
+            examples = sum(report.examples for report in body.reports)
+            found["loss"] = sum(report.loss * report.examples for report in body.reports) / examples
+            found |= {
+                "learning_rate": body.learning_rate,
+                "clients": len(body.reports),
+                "entries": len(body.entries),
+            }
+        case Evaluation():
+            found |= {"held_out_loss": body.loss, "clients": len(body.clients)}
+            found["examples"] = sum(client.examples for client in body.clients)
+        case Void():
+            found |= {"reason": body.reason, "clients": len(body.reported)}
+        case Rollback():
+            found |= {
+                "to": body.position,
+                "reason": body.reason,
+                "learning_rate_scale": body.learning_rate_scale,
+            }
+    return found

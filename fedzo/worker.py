@@ -1,0 +1,114 @@
+"""What a client does with a plan, wherever it runs: estimate, evaluate, attest, report."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Protocol
+
+import numpy as np
+
+from fedzo.coordinator.messages import Plan, Purpose, Report
+from fedzo.errors import ReplicaError
+from fedzo.estimate import Batch, Estimator, projected_gradient
+from fedzo.journal.records import Genesis
+from fedzo.methods import get_method
+from fedzo.replica import Replica
+
+
+class ClientData(Protocol):
+    """One client's examples, as batches."""
+
+    def training_batch(self, step: int, batch_size: int) -> tuple[Batch, int]:
+        """The batch of a step (rounds and local steps counted through, from 0) and its number of examples."""
+
+    def held_out_batches(self) -> Sequence[tuple[Batch, int]]:
+        """All held-out data, each batch with the number of examples its loss is the mean of."""
+
+
+class Worker:
+    """Carries plans out on one replica; any number of clients may share it.
+
+    Args:
+        genesis: of the run.
+        replica: at the position that a plan names; the worker never moves it.
+        estimator: over that replica.
+    """
+
+    def __init__(self, genesis: Genesis, replica: Replica, estimator: Estimator) -> None:
+        self._genesis = genesis
+        self._rules = genesis.rules
+        self._method = get_method(genesis.rules.method)
+        self._replica = replica
+        self._estimator = estimator
+
+    def carry_out(self, plan: Plan, client: int, data: ClientData) -> Report:
+        """Do what a plan asks of a client.
+
+        Raises:
+            ReplicaError: the replica is not where the plan is; catch up first.
+        """
+        if plan.record_hash != self._replica.record_hash:
+            raise ReplicaError(
+                f"the plan is for position {plan.position}, the replica is at {self._replica.position}; catch up first"
+            )
+        if plan.purpose is Purpose.EVALUATE:
+            return self._evaluate(plan, client, data)
+        if plan.purpose is Purpose.ATTEST:
+            return self._report(plan, client)
+        return self._train(plan, client, data)
+
+    def _train(self, plan: Plan, client: int, data: ClientData) -> Report:
+        rules, epsilon = self._rules, self._rules.epsilon
+        seeds = self._method.plan(self._genesis, plan.round, client)
+        steps: dict[int, int] = {}
+        losses: list[float] = []
+        scalars: list[float] = []
+        examples = 0
+        for step in range(rules.local_steps):
+            batch, count = data.training_batch((plan.round - 1) * rules.local_steps + step, rules.batch_size)
+            chosen = seeds[step * rules.directions : (step + 1) * rules.directions]
+            found = self._estimator.losses(batch, [(seed, (epsilon, -epsilon)) for seed in chosen], steps)
+            if not all(isfinite(loss) for pair in found for loss in pair):
+                return self._report(plan, client, diverged=True)
+            gradients = [float(np.float32(projected_gradient(plus, minus, epsilon))) for plus, minus in found]
+            for seed, gradient in zip(chosen, gradients, strict=True):
+                move = self._method.local_step(self._genesis, plan.learning_rate, gradient)
+                steps[seed] = steps.get(seed, 0) + move
+            scalars += gradients
+            losses += [loss for pair in found for loss in pair]
+            examples += count
+        loss = sum(losses) / len(losses)
+        return self._report(plan, client, examples=examples, loss=loss, projected_gradients=tuple(scalars))
+
+    def _evaluate(self, plan: Plan, client: int, data: ClientData) -> Report:
+        batches = data.held_out_batches()
+        examples = sum(count for _, count in batches)
+        if not examples:
+            return self._report(plan, client)
+        found = self._estimator.evaluate([batch for batch, _ in batches])
+        loss = sum(loss * count for loss, (_, count) in zip(found, batches, strict=True)) / examples
+        if not isfinite(loss):
+            return self._report(plan, client, diverged=True)
+        return self._report(plan, client, examples=examples, loss=loss)
+
+    def _report(
+        self,
+        plan: Plan,
+        client: int,
+        *,
+        examples: int = 0,
+        loss: float = 0.0,
+        projected_gradients: tuple[float, ...] = (),
+        diverged: bool = False,
+    ) -> Report:
+        return Report(
+            purpose=plan.purpose,
+            round=plan.round,
+            client=client,
+            record_hash=self._replica.record_hash,
+            examples=examples,
+            loss=loss,
+            projected_gradients=projected_gradients,
+            state_digest=self._replica.digest() if plan.attest else None,
+            maxima=self._replica.maxima() if plan.attest else None,
+            diverged=diverged,
+        )

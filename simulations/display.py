@@ -1,0 +1,93 @@
+"""What a simulation prints: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fedzo.journal import Commit, Evaluation, Record, Rollback, Void
+
+from .options import SimulateOptions
+from .setup import Setting
+from .simulator import Progress
+
+_PLAIN_EVERY_S = 10.0
+
+
+class Display:
+    """Shows records as they come; a context manager around the run."""
+
+    def __init__(self, console: Console, rounds: int, done: int) -> None:
+        self._console = console
+        self._bar = Bar(
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=rounds, completed=done, status="")
+        self._last_s = time.monotonic()
+        self._voids = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def watch(self, position: int, record: Record, progress: Progress) -> None:
+        """See `Simulator`."""
+        body = record.body
+        if isinstance(body, Commit):
+            examples = sum(report.examples for report in body.reports)
+            loss = sum(report.loss * report.examples for report in body.reports) / examples
+            self._status(record.round, f"loss {loss:.4f}  {_rates(progress)}")
+        elif isinstance(body, Evaluation):
+            self._console.print(f"round {record.round}: held-out loss {body.loss:.4f} ({len(body.clients)} clients)")
+        elif isinstance(body, Void):
+            self._voids += 1
+            self._console.print(f"round {record.round}: void, {body.reason}")
+            self._bar.update(self._task, completed=record.round)
+        elif isinstance(body, Rollback):
+            self._console.print(
+                f"round {record.round}: rolled back to position {body.position}, learning rate "
+                f"× {body.learning_rate_scale:g}: {body.reason}"
+            )
+
+    def _status(self, round_number: int, status: str) -> None:
+        self._bar.update(self._task, completed=round_number, status=status)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_s >= _PLAIN_EVERY_S:
+            self._last_s = now
+            self._console.print(f"round {round_number}: {status}")
+
+
+def show_setting(console: Console, options: SimulateOptions, setting: Setting) -> None:
+    """What is about to run, and how the data was dealt."""
+    manifest = setting.genesis.manifest
+    sizes = Counter({client: data.training_windows for client, data in enumerate(setting.clients)})
+    console.print(
+        f"model {options.model}: {manifest.elements:,} parameters in {len(manifest)} tensors, "
+        f"base {setting.base_digest.hex()[:16]}…"
+    )
+    listed = ", ".join(str(sizes[client]) for client in range(min(16, len(sizes))))
+    more = f", … ({len(sizes)} clients, {sum(sizes.values())} windows)" if len(sizes) > 16 else ""
+    console.print(
+        f"partition {options.partition}, seed {options.seed}: training windows of each client: {listed}{more}"
+    )
+
+
+def _rates(progress: Progress) -> str:
+    seconds = max(progress.seconds, 1e-9)
+    sent = progress.bytes_up + progress.bytes_down
+    return f"{progress.forwards / seconds:.1f} forwards/s  {sent / seconds:,.0f} bytes/s"

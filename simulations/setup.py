@@ -1,0 +1,113 @@
+"""From options to what a simulation needs: base, replica, clients' data, genesis."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedzo.checkpoint import load_base, load_tokenizer, tokenizer_digest
+from fedzo.errors import DataError, StateFileError
+from fedzo.estimate import Estimator
+from fedzo.journal import Genesis, JournalContents, Task
+from fedzo.noise import Distribution, get_backend
+from fedzo.replica import Replica
+from fedzo.run_directory import RunDirectory
+from fedzo.statefile import load_state
+from fedzo.tasks.lm import LanguageModelData, Windows, lm_loss, make_windows
+from fedzo.tasks.partition import hold_out, partition
+from fedzo.tasks.rows import Row, read_rows
+
+from .options import HELD_OUT_RULE, SimulateOptions
+
+
+@dataclass(slots=True)
+class Setting:
+    """A simulation ready to run."""
+
+    genesis: Genesis
+    replica: Replica
+    estimator: Estimator
+    clients: list[LanguageModelData]
+    base_digest: bytes
+
+
+def prepare(options: SimulateOptions) -> Setting:
+    """Load the base and the data.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: by name, before anything is written.
+    """
+    threads = options.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    tokenizer = load_tokenizer(options.model)
+    clients = load_clients(options, tokenizer)
+    base = load_base(options.model)
+    distribution = Distribution(options.distribution)
+    replica = Replica.from_base(base, distribution, backend=get_backend(options.backend), threads=threads)
+    genesis = Genesis(
+        base_digest=base.digest,
+        manifest=replica.manifest,
+        distribution=distribution,
+        run_seed=options.seed,
+        scope=options.trainable,
+        task=Task(name=options.task, tokenizer_digest=tokenizer_digest(tokenizer), max_length=options.max_length),
+        rules=options.rules(),
+    )
+    estimator = Estimator(base.model, replica, loss=lm_loss, dtype=getattr(torch, options.dtype))
+    return Setting(genesis, replica, estimator, clients, base.digest)
+
+
+def load_clients(options: SimulateOptions, tokenizer: object) -> list[LanguageModelData]:
+    """Read, partition and tokenise the data.
+
+    Raises:
+        DataError: a client would hold nothing; names it.
+    """
+    rows = read_rows(Path(options.data), options.text_field)
+    shares = partition(rows, options.clients, options.partition, options.seed)
+    clients = []
+    for client, (training, held_out) in enumerate(_split(options, shares)):
+        windows: list[Windows] = [make_windows(part, tokenizer, options.max_length) for part in (training, held_out)]
+        if not windows[0]:
+            raise DataError(
+                f"client {client} of {options.clients} holds {len(training)} training rows, too few for a window; "
+                "use fewer clients, more data or another partition"
+            )
+        clients.append(
+            LanguageModelData(*windows, run_seed=options.seed, client=client, evaluation_batch=options.batch_size)
+        )
+    return clients
+
+
+def _split(options: SimulateOptions, shares: list[list[Row]]) -> list[tuple[list[Row], list[Row]]]:
+    if options.eval_data == "none":
+        return [(share, []) for share in shares]
+    if options.eval_data.startswith(HELD_OUT_RULE):
+        every = int(options.eval_data.removeprefix(HELD_OUT_RULE))
+        field = options.partition.removeprefix("by:") if options.partition.startswith("by:") else None
+        return [hold_out(share, every, field) for share in shares]
+    held = read_rows(Path(options.eval_data), options.text_field)
+    return list(zip(shares, (held[client :: options.clients] for client in range(options.clients)), strict=True))
+
+
+def restore(setting: Setting, options: SimulateOptions, contents: JournalContents, run: RunDirectory) -> str:
+    """Bring the replica to the journal's end: from the state file where it is clean, else by replay. Says which.
+
+    Raises:
+        BaseMismatchError: the journal was made from another base.
+        ReplicaError: the replay does not have the digests that the journal states.
+    """
+    replica = setting.replica
+    replica.start_at(contents.genesis, setting.base_digest, contents.hashes[0])
+    try:
+        load_state(run.state, replica, contents.hashes)
+        how = f"state file at position {replica.position}"
+    except StateFileError as error:
+        fresh = Replica.from_base(load_base(options.model), replica.distribution, threads=replica.threads)
+        replica.state.copy_(fresh.state)
+        replica.invalidate_digest()
+        replica.position, replica.record_hash = 0, contents.hashes[0]
+        how = f"base ({error})"
+    replica.resume(contents.records, contents.hashes)
+    return how

@@ -1,0 +1,159 @@
+"""The simulator: carries out the coordinator's decisions on one machine, in simulated time.
+
+All clients share one replica, since each holds the same integers and its perturbations and local steps are
+overlays; so a thousand clients cost the memory of one. A record is durable in the journal before the replica moves.
+"""
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from fedzo.coordinator import (
+    Announce,
+    Append,
+    Appended,
+    Connected,
+    Coordinator,
+    Decision,
+    Event,
+    Finish,
+    Plan,
+    Purpose,
+    Refuse,
+    Tick,
+)
+from fedzo.errors import ProtocolError
+from fedzo.journal import ClientReport, Journal, Record
+from fedzo.journal.codec import report_size
+from fedzo.noise.draws import fault_draws
+from fedzo.run_directory import RunDirectory
+from fedzo.statefile import save_state
+from fedzo.worker import Worker
+
+from .options import SimulateOptions
+from .setup import Setting
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a simulation has done since it was started or resumed."""
+
+    started: float = field(default_factory=time.monotonic)
+    forwards: int = 0
+    bytes_up: int = 0
+    """Reports of training rounds, as protobuf."""
+    bytes_down: int = 0
+    """Journal frames, once for each client of the cohort."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds."""
+        return time.monotonic() - self.started
+
+
+Watcher = Callable[[int, Record, Progress], None]
+
+
+class Simulator:
+    """One simulation.
+
+    Args:
+        options: as given.
+        setting: at the journal's position.
+        journal: open for writing.
+        run: where metrics and state go.
+        watch: called after each record.
+    """
+
+    def __init__(
+        self, options: SimulateOptions, setting: Setting, journal: Journal, run: RunDirectory, watch: Watcher
+    ) -> None:
+        self._options = options
+        self._setting = setting
+        self._journal = journal
+        self._run = run
+        self._watch = watch
+        self._worker = Worker(setting.genesis, setting.replica, setting.estimator)
+        self._coordinator = Coordinator(journal.contents)
+        self._progress = Progress()
+        self._now_s = 0.0
+        self._arrivals: list[tuple[float, int, Callable[[], Event]]] = []
+        self._order = count()
+        self._asked = 0
+
+    def run(self) -> Progress:
+        """Run until the coordinator is finished."""
+        names = tuple(f"client-{client}" for client in range(self._options.clients))
+        decisions = self._coordinator.handle(Connected(names), self._now_s)
+        while not self._carry_out(decisions):
+            self._now_s, _, arrive = heapq.heappop(self._arrivals)
+            decisions = self._coordinator.handle(arrive(), self._now_s)
+        return self._progress
+
+    def _carry_out(self, decisions: list[Decision]) -> bool:
+        """Do what was decided, and what follows from that at once; true when the run is finished."""
+        queue = list(decisions)
+        while queue:
+            match queue.pop(0):
+                case Finish():
+                    return True
+                case Announce(plan):
+                    self._announce(plan)
+                case Append(record):
+                    queue += self._append(record)
+                case Refuse(client, reason):
+                    raise ProtocolError(f"the coordinator refused simulated client {client}: {reason}")
+        return False
+
+    def _announce(self, plan: Plan) -> None:
+        """Every client of the cohort that answers in time answers at its moment; then the deadline."""
+        self._arrivals.clear()
+        self._asked = len(plan.cohort)
+        for client in plan.cohort:
+            late_s = self._lateness(plan, client)
+            if late_s is not None:
+                self._arrive(late_s, lambda client=client: self._answer(plan, client))  # type: ignore[misc]
+        self._arrive(plan.deadline_s, Tick)
+
+    def _lateness(self, plan: Plan, client: int) -> float | None:
+        """Simulated seconds until a client answers; None where it never does, or too late. Training rounds only."""
+        if plan.purpose is not Purpose.TRAIN:
+            return 0.0
+        drop, delay = fault_draws(self._options.seed, plan.round, client)
+        late_s = delay * self._options.delay
+        return None if drop < self._options.drop or late_s >= plan.deadline_s else late_s
+
+    def _arrive(self, after_s: float, event: Callable[[], Event]) -> None:
+        heapq.heappush(self._arrivals, (self._now_s + after_s, next(self._order), event))
+
+    def _answer(self, plan: Plan, client: int) -> Event:
+        report = self._worker.carry_out(plan, client, self._setting.clients[client])
+        self._progress.forwards = self._setting.estimator.forwards
+        if plan.purpose is Purpose.TRAIN:
+            sent = ClientReport(client, report.examples, report.loss, report.projected_gradients)
+            self._progress.bytes_up += report_size(sent)
+        return report
+
+    def _append(self, record: Record) -> list[Decision]:
+        before = self._journal.contents.valid_bytes
+        record_hash = self._journal.append(record)
+        replica = self._setting.replica
+        replica.apply(record, record_hash)
+        if record.entries:
+            self._progress.bytes_down += (self._journal.contents.valid_bytes - before) * self._asked
+        if record.state_digest is not None:
+            save_state(self._run.state, replica)
+        position = self._journal.position
+        progress = self._progress
+        self._run.append_metrics(
+            position,
+            record,
+            seconds=round(progress.seconds, 3),
+            forwards=progress.forwards,
+            bytes_up=progress.bytes_up,
+            bytes_down=progress.bytes_down,
+        )
+        self._watch(position, record, progress)
+        return self._coordinator.handle(Appended(record, record_hash), self._now_s)
