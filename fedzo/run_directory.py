@@ -9,6 +9,7 @@ replica.state   the state at some position; a cache of base + journal
 import json
 import os
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def describe(position: int, record: Record) -> dict[str, Any]:
                 "entries": len(body.entries),
             }
         case Evaluation():
-            found |= {"held_out_loss": body.loss, "clients": len(body.clients)}
+            found |= {"held_out_loss": body.loss if isfinite(body.loss) else None, "clients": len(body.clients)}
             found["examples"] = sum(client.examples for client in body.clients)
         case Void():
             found |= {"reason": body.reason, "clients": len(body.reported)}

@@ -86,9 +86,7 @@ class Worker:
             return self._report(plan, client)
         found = self._estimator.evaluate([batch for batch, _ in batches])
         loss = sum(loss * count for loss, (_, count) in zip(found, batches, strict=True)) / examples
-        if not isfinite(loss):
-            return self._report(plan, client, diverged=True)
-        return self._report(plan, client, examples=examples, loss=loss)
+        return self._report(plan, client, examples=examples, loss=loss, diverged=not isfinite(loss))
 
     def _report(
         self,

@@ -14,22 +14,13 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleTensors:
-    """The parameters of one module: attribute name → tensor index, and the block they come in with."""
-
-    module: nn.Module
-    indices: dict[str, int]
-    block: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Blocks:
     """How a model's tensors are brought in."""
 
     layers: tuple[tuple[nn.Module, tuple[int, ...]], ...]
     """Modules at whose forward a block comes in, with its tensor indices."""
-    owners: tuple[ModuleTensors, ...]
-    """Every module with parameters of its own."""
+    owners: tuple[tuple[nn.Module, tuple[int, ...]], ...]
+    """Every module with parameters of its own, and the block that comes in when it reads one."""
 
 
 def find_blocks(model: nn.Module, index: dict[str, int]) -> Blocks:
@@ -44,9 +35,9 @@ def find_blocks(model: nn.Module, index: dict[str, int]) -> Blocks:
     layer_of = {id(module): block for layer, block in layers for module in layer.modules()}
     owners = []
     for module in model.modules():
-        own = {name: by_id[id(p)] for name, p in module.named_parameters(recurse=False, remove_duplicate=False)}
+        own = {by_id[id(p)] for p in module.parameters(recurse=False)}
         if own:
-            owners.append(ModuleTensors(module, own, layer_of.get(id(module), tuple(sorted(set(own.values()))))))
+            owners.append((module, layer_of.get(id(module), tuple(sorted(own)))))
     return Blocks(tuple((layer, block) for layer, block in layers if block), tuple(owners))
 
 

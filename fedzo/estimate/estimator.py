@@ -96,6 +96,11 @@ class Estimator:
             found += self._run(jobs, overlay)
         return found
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that materialised weights take."""
+        return self._lockstep.scratch_bytes
+
     def call(self, function: Callable[[], Any]) -> Any:
         """Run any code that uses the model at the replica's weights, such as `model.generate`."""
         return self._lockstep_run([(function, 0)], [self._replica.overlay({})])[0]

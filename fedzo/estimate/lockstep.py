@@ -18,7 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
 from fedzo.estimate.scratch import ScratchPool
-from fedzo.estimate.skeleton import AbsentWeight, Skeleton
+from fedzo.estimate.skeleton import Skeleton
 from fedzo.manifest import Manifest
 from fedzo.noise import Increments
 from fedzo.replica import Replica
@@ -168,14 +168,12 @@ class Lockstep:
     def _place(self, block: Block) -> int:
         return self._order.setdefault(block, len(self._order))
 
-    def _fetch(self, absent: AbsentWeight) -> torch.Tensor:
+    def _fetch(self, tensor: int, block: Block) -> torch.Tensor:
         lane = self._running
         assert lane is not None
-        weight = lane.weights.get(absent.tensor)
-        if weight is None:
-            lane.need(absent.block)
-            weight = lane.weights[absent.tensor]
-        return weight
+        if tensor not in lane.weights:
+            lane.need(block)
+        return lane.weights[tensor]
 
     def _bring_in(self, block: Block, group: list[_Lane], increments: Increments) -> None:
         columns = sorted({lane.column for lane in group})

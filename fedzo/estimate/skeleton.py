@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from fedzo.checkpoint import unique_parameters
 from fedzo.errors import EstimationError
-from fedzo.estimate.blocks import Blocks, find_blocks
+from fedzo.estimate.blocks import find_blocks
 from fedzo.manifest import Manifest
 
 
@@ -21,21 +23,17 @@ class AbsentWeight(torch.Tensor):
     """Stands for a parameter that is not in place: metadata, no values."""
 
     parameter: str
+    """Its name in the manifest."""
     tensor: int
-    block: tuple[int, ...]
+    """Its index there."""
 
     @staticmethod
     def __new__(
-        cls: type["AbsentWeight"],
-        name: str,
-        index: int,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        block: tuple[int, ...],
+        cls: type["AbsentWeight"], parameter: str, tensor: int, shape: tuple[int, ...], dtype: torch.dtype
     ) -> "AbsentWeight":
         self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
         self._is_param = True
-        self.parameter, self.tensor, self.block = name, index, block
+        self.parameter, self.tensor = parameter, tensor
         return self
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -47,55 +45,56 @@ class AbsentWeight(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Refuse every operation, by name."""
-        found: list[str] = []
-        for value in (*args, *(kwargs or {}).values()):
-            items = value if isinstance(value, list | tuple) else [value]
-            found += [item.parameter for item in items if isinstance(item, AbsentWeight)]
+        absent = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, AbsentWeight)]
         raise EstimationError(
-            f"parameter {found[0] if found else '?'!r} was used by {func} while not in place: the model reads it "
-            "through a reference of its own and not as an attribute of its module; such a model cannot be trained here"
+            f"parameter {absent[0].parameter!r} was used by {func} while not in place: the model reads it through a "
+            "reference of its own and not as an attribute of its module; such a model cannot be trained here"
         )
 
 
 class _Slots(dict[str, Any]):
     """A module's `_parameters`, whose look-up fetches from the running lane, if one runs."""
 
-    def __init__(self, values: dict[str, Any], skeleton: "Skeleton") -> None:
+    def __init__(self, values: dict[str, Any], block: tuple[int, ...], skeleton: "Skeleton") -> None:
         super().__init__(values)
+        self._block = block
         self._skeleton = skeleton
 
     def __getitem__(self, name: str) -> Any:
         value = dict.__getitem__(self, name)
         if self._skeleton.fetch is None or not isinstance(value, AbsentWeight):
             return value
-        return self._skeleton.fetch(value)
+        return self._skeleton.fetch(value.tensor, self._block)
 
 
 class Skeleton:
     """A model whose weights live in a replica.
 
     Args:
-        model: any module; its parameters' values are dropped, buffers are left alone.
+        model: any module; its parameters become `AbsentWeight`s wherever they are referred to, buffers are left alone.
         manifest: the tensors, by the names of `unique_parameters`.
         dtype: compute type, as `Lockstep` makes it.
     """
 
     def __init__(self, model: nn.Module, manifest: Manifest, dtype: torch.dtype) -> None:
         self.model = model.eval()
-        self._dtypes = [torch.float32 if len(spec.shape) < 2 else dtype for spec in manifest]
-        self.fetch: Callable[[AbsentWeight], torch.Tensor] | None = None
-        blocks: Blocks = find_blocks(model, {spec.name: index for index, spec in enumerate(manifest)})
+        self.fetch: Callable[[int, tuple[int, ...]], torch.Tensor] | None = None
+        """Gives a tensor's weight to the running lane, bringing its block in; None where no lane runs."""
+        blocks = find_blocks(model, {spec.name: index for index, spec in enumerate(manifest)})
         self.layers = blocks.layers
-        names = {id(module): path for path, module in model.named_modules()}
-        for owner in blocks.owners:
-            path = names[id(owner.module)]
-            values = {
-                name: None
-                if value is None
-                else self._absent(f"{path}.{name}".lstrip("."), owner.indices[name], manifest, owner.block)
-                for name, value in owner.module._parameters.items()
-            }
-            owner.module._parameters = _Slots(values, self)
+        for index, (spec, parameter) in enumerate(zip(manifest, unique_parameters(model).values(), strict=True)):
+            kind = torch.float32 if len(spec.shape) < 2 else dtype
+            _replace(parameter, AbsentWeight(spec.name, index, spec.shape, kind))
+        for module, block in blocks.owners:
+            module._parameters = _Slots(module._parameters, block, self)
 
-    def _absent(self, name: str, index: int, manifest: Manifest, block: tuple[int, ...]) -> AbsentWeight:
-        return AbsentWeight(name, index, manifest.tensors[index].shape, self._dtypes[index], block)
+
+def _replace(parameter: nn.Parameter, absent: AbsentWeight) -> None:
+    """Make every reference to a parameter one to its stand-in."""
+    try:
+        torch.utils.swap_tensors(parameter, absent)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise EstimationError(
+            f"parameter {absent.parameter!r} cannot be taken out of the model ({error}); recurrent modules of torch.nn "
+            "keep such references: a model with them cannot be trained here"
+        ) from error

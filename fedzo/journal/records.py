@@ -119,7 +119,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean over all examples; nan without any."""
+        """Mean over all examples; nan without any, or where a client's is not finite."""
         examples = sum(c.examples for c in self.clients)
         return sum(c.loss * c.examples for c in self.clients) / examples if examples else float("nan")
 

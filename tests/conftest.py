@@ -1,0 +1,52 @@
+"""Shared fixtures: where real data lies, a tiny model on disk, and a watch on double imports."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and a real pretrained model, where FEDZO_SHARED names them."""
+    place = os.environ.get("FEDZO_SHARED")
+    if not place:
+        pytest.skip("FEDZO_SHARED is not set: the real model and data are not at hand")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def stories(shared) -> str:
+    """A pretrained language model of 260,032 parameters."""
+    return str(shared / "data" / "weights" / "stories260K")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """A random Llama of a few thousand parameters with untied head, as a checkpoint directory without tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
+    path = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return str(path)
+
+
+def pytest_sessionfinish() -> None:
+    """`server` and `fedzo_server` (and so on) are one package under two names: never both in a process."""
+    for name in ("server", "client", "simulations"):
+        assert not (name in sys.modules and f"fedzo_{name}" in sys.modules), f"{name} was imported under both names"

@@ -1,0 +1,363 @@
+"""Lockstep estimation: the plain forward's losses bit for bit, for any architecture, and the traps on the way."""
+
+import copy
+import gc
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+from fedzo.checkpoint import Base, base_digest, unique_parameters
+from fedzo.errors import EstimationError
+from fedzo.estimate import Estimator, model_loss, projected_gradient
+from fedzo.estimate.scratch import ScratchPool
+from fedzo.noise import Distribution
+from fedzo.replica import Replica
+
+EPSILON = round(1e-3 * 2**40)
+IDS = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(1))
+TEXT = {"input_ids": IDS, "labels": IDS}
+SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA_LIKE = SMALL | {"intermediate_size": 24, "num_key_value_heads": 1, "max_position_embeddings": 32}
+
+ARCHITECTURES = {
+    "llama": lambda: (tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA_LIKE)), TEXT),
+    "llama-tied": lambda: (tf.LlamaForCausalLM(tf.LlamaConfig(**LLAMA_LIKE, tie_word_embeddings=True)), TEXT),
+    "qwen3": lambda: (tf.Qwen3ForCausalLM(tf.Qwen3Config(**LLAMA_LIKE, head_dim=8)), TEXT),
+    "gemma": lambda: (tf.GemmaForCausalLM(tf.GemmaConfig(**LLAMA_LIKE, head_dim=8)), TEXT),
+    "mixtral": lambda: (tf.MixtralForCausalLM(tf.MixtralConfig(**LLAMA_LIKE, num_local_experts=3)), TEXT),
+    "opt": lambda: (
+        tf.OPTForCausalLM(tf.OPTConfig(**SMALL, ffn_dim=24, max_position_embeddings=32, word_embed_proj_dim=16)),
+        TEXT,
+    ),
+    "gpt2": lambda: (tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2)), TEXT),
+    "gpt-neox": lambda: (tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SMALL, intermediate_size=24)), TEXT),
+    "mamba": lambda: (
+        tf.MambaForCausalLM(tf.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)),
+        TEXT,
+    ),
+    "bert": lambda: (tf.BertForMaskedLM(tf.BertConfig(**SMALL, intermediate_size=24)), TEXT),
+    "deberta": lambda: (
+        tf.DebertaV2ForMaskedLM(
+            tf.DebertaV2Config(
+                **SMALL, intermediate_size=24, relative_attention=True, position_buckets=4, norm_rel_ebd="layer_norm"
+            )
+        ),
+        TEXT,
+    ),
+    "t5": lambda: (
+        tf.T5ForConditionalGeneration(
+            tf.T5Config(vocab_size=64, d_model=16, d_ff=24, d_kv=8, num_layers=2, num_heads=2, decoder_start_token_id=0)
+        ),
+        TEXT,
+    ),
+    "vit": lambda: (
+        tf.ViTForImageClassification(
+            tf.ViTConfig(
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=24,
+                image_size=8,
+                patch_size=4,
+            )
+        ),
+        {"pixel_values": torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8), "labels": torch.tensor([0, 1])},
+    ),
+}
+
+
+def estimator_of(model: nn.Module, dtype=torch.float32, **options) -> tuple[Estimator, Replica, nn.Module]:
+    """An estimator over a copy of a model, its replica, and the plain model with the replica's weights."""
+    plain = copy.deepcopy(model).eval()
+    replica = Replica.from_base(Base("made here", model, base_digest(model)), Distribution.RADEMACHER, threads=2)
+    load(plain, replica, [])
+    return Estimator(model, replica, dtype=dtype, **options), replica, plain
+
+
+def load(plain: nn.Module, replica: Replica, perturbation: list[tuple[int, int]]) -> None:
+    """Give a plain model the materialised weights at a perturbation."""
+    increments = replica.increments([replica.overlay({}, perturbation)])
+    for index, parameter in enumerate(unique_parameters(plain).values()):
+        out = torch.empty(1, parameter.numel())
+        replica.materialise([index], [0], increments, out)
+        parameter.data = out.reshape(parameter.shape).to(parameter.dtype)
+
+
+def plain_loss(plain: nn.Module, batch, loss=model_loss) -> float:
+    with torch.inference_mode():
+        return float(loss(plain, batch))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_lockstep_losses_are_the_plain_forwards_bit_for_bit(name):
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES[name]()
+    estimator, replica, plain = estimator_of(model)
+    ((zero, plus, minus), (other,)) = estimator.losses(batch, [(5, (0, EPSILON, -EPSILON)), (6, (EPSILON,))])
+    for found, perturbation in ((zero, []), (plus, [(5, EPSILON)]), (minus, [(5, -EPSILON)]), (other, [(6, EPSILON)])):
+        load(plain, replica, perturbation)
+        assert found == plain_loss(plain, batch)
+    assert len({zero, plus, minus, other}) == 4
+
+
+def test_real_pretrained_model_and_weights_are_never_written(stories):
+    from fedzo.checkpoint import load_base
+
+    base = load_base(stories)
+    replica = Replica.from_base(base, Distribution.RADEMACHER)
+    estimator = Estimator(base.model, replica)
+    before = replica.digest()
+    ids = torch.arange(3, 131).reshape(2, 64)
+    plain = load_base(stories).model
+    load(plain, replica, [])
+    ((zero, plus, minus),) = estimator.losses({"input_ids": ids, "labels": ids}, [(1, (0, EPSILON, -EPSILON))])
+    assert zero == plain_loss(plain, {"input_ids": ids, "labels": ids})
+    slope = projected_gradient(plus, minus, EPSILON)
+    assert slope == (plus - minus) / (2 * EPSILON * 2.0**-40)
+    replica.invalidate_digest()
+    assert replica.digest() == before
+
+
+def test_projected_gradient_is_the_directional_derivative(tiny_model):
+    """Against autograd, on a model and a direction made by hand."""
+    from fedzo.checkpoint import load_base
+
+    base = load_base(tiny_model)
+    plain = copy.deepcopy(base.model).double()
+    replica = Replica.from_base(base, Distribution.RADEMACHER)
+    estimator = Estimator(base.model, replica)
+    ((plus, minus),) = estimator.losses(TEXT, [(9, (EPSILON, -EPSILON))])
+    plain(**TEXT).loss.backward()
+    expected = 0.0
+    for tensor, parameter in enumerate(unique_parameters(plain).values()):
+        out = torch.empty(2, parameter.numel())
+        lanes = [replica.overlay({}, [(9, sign * 2**40)]) for sign in (1, -1)]
+        replica.materialise([tensor], [0], replica.increments(lanes), out)
+        direction = ((out[0] - out[1]) / 2).reshape(parameter.shape).double()
+        expected += float((parameter.grad * direction).sum())
+    assert projected_gradient(plus, minus, EPSILON) == pytest.approx(expected, abs=0.02)
+
+
+def test_local_steps_are_the_losses_of_the_committed_state():
+    from fedzo.journal import Entry
+
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES["llama"]()
+    estimator, replica, _ = estimator_of(model)
+    steps = {3: 7 * 10**8, 4: -(10**9)}
+    over = estimator.losses(batch, [(5, (0, EPSILON))], steps)
+    assert estimator.evaluate([batch], steps) == [over[0][0]]
+    replica.add([Entry(seed, coefficient) for seed, coefficient in steps.items()])
+    assert estimator.losses(batch, [(5, (0, EPSILON))]) == over
+
+
+def test_how_many_lanes_go_together_does_not_change_a_loss():
+    found = []
+    for lanes in (1, 2, 3, 8):
+        torch.manual_seed(0)
+        model, batch = ARCHITECTURES["mixtral"]()
+        estimator, _, _ = estimator_of(model, lanes_at_once=lanes)
+        asked = [(seed, (EPSILON, -EPSILON, 0)) for seed in (0, 1, 2)]
+        found.append((estimator.losses(batch, asked), estimator.forwards))
+    assert found.count(found[0]) == 4
+    assert found[0][1] == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_compute_equals_autocast_of_the_cast_weights(dtype):
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES["llama"]()
+    estimator, replica, plain = estimator_of(model, dtype=dtype)
+    before = replica.digest()
+    (found,) = estimator.evaluate([batch])
+    for parameter in plain.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.to(dtype)
+    with torch.inference_mode(), torch.autocast("cpu", dtype, cache_enabled=False):
+        assert found == float(plain(**batch).loss)
+    assert replica.digest() == before
+
+
+# ── traps ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Odd(nn.Module):
+    """Reads weights in every way that has gone wrong somewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(8))
+        self.never_called = nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.nested = nn.ModuleList(
+            [
+                nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]),
+                nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.GELU())]),
+            ]
+        )
+        self.listed = nn.ParameterList([nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8))])
+        self.shared = self.nested[0][1]
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = self.never_called.weight[:4]
+        x = x * self.scale + self.listed[0] * self.listed[1]
+        with torch.no_grad():
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+        for group in self.nested:
+            for layer in group:
+                x = self.dropout(layer(x))
+        x = self.shared(x) * self.scale
+        return (nn.functional.linear(x, kept.repeat(2, 1)) ** 2).mean()
+
+
+def odd_loss(model, batch):
+    return model(batch)
+
+
+def test_weights_read_in_odd_ways_are_the_right_ones():
+    """Uncalled owners, nested lists, shared modules, kept views, out_proj of nn.MultiheadAttention."""
+    torch.manual_seed(0)
+    model, batch = Odd(), torch.rand(2, 5, 8)
+    estimator, replica, plain = estimator_of(model, loss=odd_loss)
+    found = estimator.losses(batch, [(5, (0, EPSILON, -EPSILON)), (8, (EPSILON,))])
+    for loss, perturbation in zip(
+        [*found[0], *found[1]], ([], [(5, EPSILON)], [(5, -EPSILON)], [(8, EPSILON)]), strict=True
+    ):
+        load(plain, replica, perturbation)
+        assert loss == plain_loss(plain, batch, odd_loss)
+
+
+class Routed(nn.Module):
+    """Sends a lane to one of two layers, by its own weights: lanes wait at different blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = self.layers[0] if float(self.gate) > 0 else self.layers[1]
+        return chosen(x).sum()
+
+
+def test_lanes_may_wait_at_different_blocks():
+    torch.manual_seed(0)
+    estimator, replica, plain = estimator_of(Routed(), loss=odd_loss, lanes_at_once=4)
+    batch = torch.rand(2, 4)
+    asked = [(seed, (EPSILON, -EPSILON)) for seed in (0, 1)]
+    for (seed, coefficients), losses in zip(asked, estimator.losses(batch, asked), strict=True):
+        for coefficient, loss in zip(coefficients, losses, strict=True):
+            load(plain, replica, [(seed, coefficient)])
+            assert loss == plain_loss(plain, batch, odd_loss)
+
+
+class Leaky(nn.Module):
+    """Pauses inside contexts that torch keeps per thread, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.rand(4, 4))
+        self.second = nn.Parameter(torch.rand(4, 4))
+        self.seen: list[tuple[bool, bool]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            x = x @ self.first
+        x = x + torch.rand(4)
+        self.seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return (x @ self.second).sum()
+
+
+def test_grad_mode_autocast_and_random_state_do_not_leak_between_lanes():
+    torch.manual_seed(0)
+    estimator, _, _ = estimator_of(Leaky(), loss=odd_loss, lanes_at_once=4)
+    batch = torch.rand(2, 4)
+    outer = torch.get_rng_state()
+    together = estimator.losses(batch, [(1, (0, 1)), (2, (0, 1))])
+    assert torch.equal(torch.get_rng_state(), outer)
+    assert len({*together[0], *together[1]}) == 1 or abs(together[0][0] - together[1][1]) < 1e-5
+    model = estimator._model
+    assert len(set(model.seen)) == 1
+    alone = estimator.losses(batch, [(1, (0,))])
+    assert alone[0][0] == together[0][0]
+
+
+class Hoarder(nn.Module):
+    """Keeps a reference to a parameter from its construction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4, 4))
+        self.kept = [self.weight]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.kept[0]).sum()
+
+
+class Recurrent(nn.Module):
+    """torch.nn.LSTM keeps weak references to its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4)
+
+
+def test_a_kept_reference_is_an_error_by_name_and_never_a_stale_value():
+    estimator, _, _ = estimator_of(Hoarder(), loss=odd_loss)
+    with pytest.raises(EstimationError, match="'weight'.*reference of its own"):
+        estimator.losses(torch.rand(2, 4), [(1, (EPSILON,))])
+    with pytest.raises(EstimationError, match=r"'lstm\.bias_hh_l0'.*recurrent"):
+        estimator_of(Recurrent())
+
+
+def test_an_error_in_a_lane_is_raised_and_the_estimator_goes_on():
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES["llama"]()
+    estimator, _, _ = estimator_of(model)
+    good = estimator.evaluate([batch])
+    with pytest.raises(IndexError):
+        estimator.losses({"input_ids": IDS + 1000, "labels": IDS}, [(1, (EPSILON, -EPSILON))])
+    assert estimator.evaluate([batch]) == good
+
+
+def test_a_batch_without_labels_is_a_clear_error():
+    model, _ = ARCHITECTURES["llama"]()
+    estimator, _, _ = estimator_of(model)
+    with pytest.raises(EstimationError, match="labels"):
+        estimator.evaluate([{"input_ids": IDS}])
+
+
+def test_generation_runs_at_the_replicas_weights():
+    torch.manual_seed(0)
+    model, _ = ARCHITECTURES["llama"]()
+    estimator, _, plain = estimator_of(model)
+    asked = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        expected = plain.generate(IDS, **asked)
+    assert torch.equal(estimator.call(lambda: model.generate(IDS, **asked)), expected)
+
+
+def test_scratch_is_reused_and_never_under_a_reader():
+    pool = ScratchPool()
+    first = pool.take(2, 100, torch.float32)
+    address = first.data_ptr()
+    view = first[1, 3:].view(97, 1).expand(97, 2)
+    del first
+    assert pool.take(2, 100, torch.float32).data_ptr() != address
+    del view
+    gc.collect()
+    assert pool.take(2, 100, torch.float32).data_ptr() == address
+    assert all(row.data_ptr() % 64 == 0 for row in pool.take(3, 5, torch.bfloat16))
+
+
+def test_scratch_holds_a_layer_and_not_the_model():
+    config = tf.LlamaConfig(**(LLAMA_LIKE | {"num_hidden_layers": 30}), tie_word_embeddings=True)
+    estimator, replica, _ = estimator_of(tf.LlamaForCausalLM(config))
+    for seed in range(3):
+        estimator.losses(TEXT, [(seed, (EPSILON, -EPSILON))])
+    assert estimator.scratch_bytes < 2 * replica.state.nbytes / 4
