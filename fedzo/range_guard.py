@@ -98,8 +98,10 @@ class RangeGuard:
         add_entries(self.totals, record.entries)
 
     def _check_totals(self, entries: Sequence[Entry]) -> None:
+        totals = {seed: self.totals.get(seed, 0) for seed, _ in entries}
         for seed, coefficient in entries:
-            if abs(self.totals.get(seed, 0)) + abs(coefficient) >= self._coefficient_limit:
+            totals[seed] += coefficient
+            if abs(totals[seed]) >= self._coefficient_limit:
                 raise RangeGuardError(
                     f"seed {seed}: its total would leave ±{self._coefficient_limit} (units of 2^-40); "
                     "lower the learning rate"

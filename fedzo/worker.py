@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedzo.coordinator.messages import Plan, Purpose, Report
+from fedzo.coordinator.messages import PROJECTED_GRADIENT_LIMIT, Plan, Purpose, Report
 from fedzo.errors import ReplicaError
 from fedzo.estimate import Batch, Estimator, projected_gradient
 from fedzo.journal.records import Genesis
@@ -67,9 +67,10 @@ class Worker:
             batch, count = data.training_batch((plan.round - 1) * rules.local_steps + step, rules.batch_size)
             chosen = seeds[step * rules.directions : (step + 1) * rules.directions]
             found = self._estimator.losses(batch, [(seed, (epsilon, -epsilon)) for seed in chosen], steps)
-            if not all(isfinite(loss) for pair in found for loss in pair):
+            slopes = [projected_gradient(plus, minus, epsilon) for plus, minus in found]
+            if not all(abs(slope) <= PROJECTED_GRADIENT_LIMIT for slope in slopes):
                 return self._report(plan, client, diverged=True)
-            gradients = [float(np.float32(projected_gradient(plus, minus, epsilon))) for plus, minus in found]
+            gradients = [float(np.float32(slope)) for slope in slopes]
             for seed, gradient in zip(chosen, gradients, strict=True):
                 move = self._method.local_step(self._genesis, plan.learning_rate, gradient)
                 steps[seed] = steps.get(seed, 0) + move

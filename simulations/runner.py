@@ -16,11 +16,12 @@ from .setup import Setting, prepare, restore
 from .simulator import Simulator
 
 CHANGEABLE = {"threads", "backend", "out"}
-"""Options that a resumed run may be given anew: none of them changes a bit of the state."""
+"""Options that a resumed run may be given anew. The state stays exact under all of them; another number of threads may
+round the losses of the rounds to come differently."""
 
 
-def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) -> None:
-    """Run a simulation from parsed command-line options and an optional TOML file."""
+def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) -> Path:
+    """Run a simulation from parsed command-line options and an optional TOML file; the run directory."""
     console = Console(stderr=True, highlight=False)
     values = parse_options(SimulateOptions, read_toml(config), str(config)) if config else {}
     values |= given
@@ -41,7 +42,7 @@ def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) 
         f"{progress.bytes_up:,} bytes up, {progress.bytes_down:,} down; journal {size:,} bytes"
     )
     console.print(f"state digest {setting.replica.digest().hex()}")
-    console.print(f"look at it: fedzo journal show {run.path}; use it: fedzo export {run.path} --out DIR")
+    return run.path
 
 
 def _needed(values: dict[str, Any], name: str) -> str:

@@ -85,7 +85,8 @@ class Simulator:
 
     def run(self) -> Progress:
         """Run until the coordinator is finished."""
-        names = tuple(f"client-{client}" for client in range(self._options.clients))
+        digits = len(str(self._options.clients - 1))
+        names = tuple(f"client-{client:0{digits}}" for client in range(self._options.clients))
         decisions = self._coordinator.handle(Connected(names), self._now_s)
         while not self._carry_out(decisions):
             self._now_s, _, arrive = heapq.heappop(self._arrivals)

@@ -1,8 +1,11 @@
 """Shared fixtures: where real data lies, a tiny model on disk, and a watch on double imports."""
 
+import json
 import os
 import sys
+from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -44,6 +47,23 @@ def tiny_model(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("tiny-model")
     LlamaForCausalLM(config).save_pretrained(path)
     return str(path)
+
+
+class Demo(NamedTuple):
+    """A small pretrained model and text for four clients, at hand everywhere."""
+
+    model: str
+    data: str
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Demo:
+    """The model that the project ships, and its generated text."""
+    from fedzo_simulations.farm_text import farm_lines
+
+    data = tmp_path_factory.mktemp("demo-data") / "farms.json"
+    data.write_text(json.dumps(farm_lines(60)))
+    return Demo(str(files("fedzo_simulations") / "demo_model"), str(data))
 
 
 def pytest_sessionfinish() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedzo.coordinator.divergence import TRAINING_WINDOW, Divergence, LossWatch
+from fedzo.errors import ReplicaError
 from fedzo.journal.records import Commit, End, Enrolment, Entry, Evaluation, Genesis, Record, Rollback, Void
 from fedzo.range_guard import RangeGuard, add_entries
 
@@ -27,6 +28,7 @@ class History:
         self.range_guard = RangeGuard(genesis.manifest, genesis.distribution)
         self._training = LossWatch("training", TRAINING_WINDOW, factor)
         self._held_out = LossWatch("held-out", 1, factor)
+        self._evaluated: set[int] = set()
 
     @property
     def position(self) -> int:
@@ -38,8 +40,13 @@ class History:
 
         Raises:
             RangeGuardError: the record should not have been written.
+            ReplicaError: a roll-back that does not return to the state it names.
         """
-        self.range_guard.apply(record)
+        if isinstance(record.body, Rollback):
+            self._check_rollback(record.body)
+            self.range_guard = self._guard_at(record.body.position)
+        else:
+            self.range_guard.apply(record)
         before = self.position
         self.records.append(record)
         self.record_hash = record_hash
@@ -57,8 +64,7 @@ class History:
                     self.divergence = self._training.observe(float("nan"), before)
             case Evaluation() as evaluation:
                 self.evaluated_round = record.round
-                if evaluation.clients:
-                    self.divergence = self.divergence or self._held_out.observe(evaluation.loss, before)
+                self.divergence = self.divergence or self._observe_held_out(evaluation, before)
             case Rollback(learning_rate_scale=scale):
                 self.rate_scale *= scale
                 self.divergence = None
@@ -67,14 +73,31 @@ class History:
             case End():
                 self.ended = True
 
-    def reported(self, round_number: int, client: int) -> bool:
-        """Does a committed round count this client's report?"""
-        for record in reversed(self.records):
-            if record.round < round_number:
-                return False
-            if record.round == round_number and isinstance(record.body, Commit):
-                return any(report.client == client for report in record.body.reports)
-        return False
+    def _observe_held_out(self, evaluation: Evaluation, position: int) -> Divergence | None:
+        """Means are compared only while the same clients answer."""
+        clients = {client.client for client in evaluation.clients}
+        if clients != self._evaluated:
+            self._evaluated = clients
+            self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor)
+        return self._held_out.observe(evaluation.loss, position) if clients else None
+
+    def _check_rollback(self, body: Rollback) -> None:
+        expected = rollback_entries(self.records, body.position)
+        if not body.position <= self.position or sorted(expected) != sorted(body.entries):
+            raise ReplicaError(
+                f"record {self.position + 1} does not return to the state after record {body.position}; "
+                "the journal was not written by fedzo"
+            )
+
+    def _guard_at(self, position: int) -> RangeGuard:
+        """The range guard as it was at an earlier position: what a roll-back returns to, like the state."""
+        guard = RangeGuard(self.genesis.manifest, self.genesis.distribution)
+        for record in self.records[:position]:
+            if isinstance(record.body, Rollback):
+                guard = self._guard_at(record.body.position)
+            else:
+                guard.apply(record)
+        return guard
 
 
 def rollback_entries(records: Sequence[Record], position: int) -> tuple[Entry, ...]:

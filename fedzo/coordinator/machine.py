@@ -14,6 +14,7 @@ from math import isfinite
 from fedzo.coordinator.divergence import RATE_FACTOR
 from fedzo.coordinator.history import History, rollback_entries
 from fedzo.coordinator.messages import (
+    PROJECTED_GRADIENT_LIMIT,
     Accept,
     Announce,
     Append,
@@ -46,8 +47,7 @@ from fedzo.methods import MethodReport, get_method
 from fedzo.noise.draws import choose_cohort
 from fedzo.schedule import scheduled_rate
 
-PROJECTED_GRADIENT_LIMIT = 2.0**20
-"""A scalar beyond this is refused: no loss that can be trained on has such a slope."""
+DIGEST_BYTES = 32
 MEASURE_ABOVE = 0.5
 """Maxima are asked for once the range guard's sum has used this share of its room."""
 
@@ -64,8 +64,10 @@ class Coordinator:
         for record, record_hash in zip(contents.records, contents.hashes[1:], strict=True):
             self.history.apply(record, record_hash)
         self._rules = contents.genesis.rules
+        self.history.range_guard.check_perturbation(self._rules.epsilon)
         self._method = get_method(self._rules.method)
         self._available: set[int] = set()
+        self._new_names: set[str] = set()
         self._plan: Plan | None = None
         self._deadline_s = 0.0
         self._reports: dict[int, Report] = {}
@@ -98,6 +100,8 @@ class Coordinator:
         history = self.history
         if history.ended:
             return [Finish()]
+        if self._new_names:
+            return self._enrol()
         if history.divergence is not None:
             return self._append(self._rollback())
         if len(self._available) < self._rules.quorum:
@@ -113,18 +117,24 @@ class Coordinator:
     # ── clients ─────────────────────────────────────────────────────────────────────────────────────
 
     def _connected(self, event: Connected, now_s: float) -> list[Decision]:
+        """Known clients count from the next plan on; new ones are enrolled when nothing is under way."""
         known = self.history.clients
-        new = tuple(name for name in dict.fromkeys(event.names) if name not in known)
         self._available |= {known[name] for name in event.names if name in known}
-        if not new:
-            return self.begin(now_s)
-        self._available |= {len(known) + k for k in range(len(new))}
-        return self._append(Record(self.history.round, Enrolment(len(known), new)))
+        self._new_names |= {name for name in event.names if name not in known}
+        return self.begin(now_s)
+
+    def _enrol(self) -> list[Decision]:
+        """All who wait, in order of name: a record must not depend on who came first."""
+        first = len(self.history.clients)
+        names = tuple(sorted(self._new_names, key=str.encode))
+        self._new_names.clear()
+        self._available |= set(range(first, first + len(names)))
+        return self._append(Record(self.history.round, Enrolment(first, names)))
 
     def _report(self, report: Report) -> list[Decision]:
         plan = self._plan
         if plan is None or (report.round, report.purpose) != (plan.round, plan.purpose):
-            if report.purpose is Purpose.TRAIN and self.history.reported(report.round, report.client):
+            if self._answered(report):
                 return [Accept(report.client, duplicate=True)]
             raise ProtocolError(f"no {report.purpose} plan of round {report.round} is open; wait for the next plan")
         if report.client not in plan.cohort:
@@ -136,20 +146,44 @@ class Coordinator:
         accepted = Accept(report.client, duplicate=False)
         return [accepted, *self._close()] if len(self._reports) == len(plan.cohort) else [accepted]
 
+    def _answered(self, report: Report) -> bool:
+        """Is this a report that a record, durable or about to be, has already dealt with?"""
+        pending = [] if self._pending is None else [self._pending]
+        for record in [*pending, *reversed(self.history.records)]:
+            if record.round < report.round:
+                return False
+            if record.round == report.round and report.client in _reporters(record, report.purpose):
+                return True
+        return False
+
     def _check(self, report: Report, plan: Plan) -> None:
         if report.record_hash != plan.record_hash:
             raise ProtocolError(
                 f"evaluated at record {report.record_hash.hex()[:16]}…, expected {plan.record_hash.hex()[:16]}…; "
                 "catch up"
             )
-        if plan.attest and (report.state_digest is None or report.maxima is None):
-            raise ProtocolError("the plan asks for a state digest and maxima; the report has none")
+        if plan.attest:
+            self._check_attestation(report)
+        if not 0 <= report.examples < 2**63:
+            raise ProtocolError(f"{report.examples} examples; expected a count")
         if report.diverged or plan.purpose is Purpose.ATTEST:
             return
         if not isfinite(report.loss):
             raise ProtocolError(f"the loss is {report.loss}; it must be finite")
         if plan.purpose is Purpose.TRAIN:
             self._check_scalars(report)
+
+    def _check_attestation(self, report: Report) -> None:
+        if report.state_digest is None or report.maxima is None:
+            raise ProtocolError("the plan asks for a state digest and maxima; the report has none")
+        tensors = len(self.history.genesis.manifest)
+        if len(report.state_digest) != DIGEST_BYTES or len(report.maxima) != tensors:
+            raise ProtocolError(
+                f"a digest of {len(report.state_digest)} bytes and {len(report.maxima)} maxima; expected "
+                f"{DIGEST_BYTES} and {tensors}"
+            )
+        if not all(0 <= most <= 2**31 for most in report.maxima):
+            raise ProtocolError("a maximum lies outside 0 to 2^31")
 
     def _check_scalars(self, report: Report) -> None:
         expected = self._rules.directions * self._rules.local_steps
@@ -194,20 +228,15 @@ class Coordinator:
         plan = self._plan
         assert plan is not None
         reports = [self._reports[client] for client in sorted(self._reports)]
+        digest, maxima = _agreed(reports) if plan.attest else (None, None)
         refused: list[Decision] = []
-        digest = None
-        if plan.attest and reports:
-            digest = _agreed([r.state_digest for r in reports])
+        if digest is not None:
             refused = [
-                Refuse(
-                    r.client,
-                    f"state digest differs from the agreed {_hex(digest)}: rebuild from base and journal",
-                )
+                Refuse(r.client, f"state differs from the agreed {digest.hex()[:16]}…: rebuild from base and journal")
                 for r in reports
-                if r.state_digest != digest
+                if (r.state_digest, r.maxima) != (digest, maxima)
             ]
-            reports = [r for r in reports if r.state_digest == digest]
-        maxima = reports[0].maxima if plan.attest and reports else None
+            reports = [r for r in reports if (r.state_digest, r.maxima) == (digest, maxima)]
         return refused + self._append(self._conclude(plan, reports, digest, maxima))
 
     def _conclude(
@@ -258,10 +287,23 @@ class Coordinator:
         return self.begin(now_s)
 
 
-def _agreed(digests: list[bytes | None]) -> bytes | None:
-    """The digest of most reports; of equal counts that of the lowest client index."""
-    return Counter(digests).most_common(1)[0][0]
+def _agreed(reports: list[Report]) -> tuple[bytes, tuple[int, ...]] | tuple[None, None]:
+    """The state digest and maxima that more than half of the reports state together; none without a majority."""
+    if not reports:
+        return None, None
+    (digest, maxima), votes = Counter((r.state_digest, r.maxima) for r in reports).most_common(1)[0]
+    if digest is None or maxima is None or 2 * votes <= len(reports):
+        return None, None
+    return digest, maxima
 
 
-def _hex(digest: bytes | None) -> str:
-    return "none" if digest is None else digest.hex()[:16] + "…"
+def _reporters(record: Record, purpose: Purpose) -> set[int]:
+    """Clients whose reports for this purpose a record has dealt with."""
+    match record.body:
+        case Commit(reports=reports) if purpose is Purpose.TRAIN:
+            return {report.client for report in reports}
+        case Void(reported=reported) if purpose is Purpose.TRAIN:
+            return set(reported)
+        case Evaluation(clients) if purpose is Purpose.EVALUATE:
+            return {client.client for client in clients}
+    return set()

@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from fedzo.journal.records import Record
 
+PROJECTED_GRADIENT_LIMIT = 2.0**20
+"""A scalar beyond this is refused: no loss that can be trained on has such a slope."""
+
 
 class Purpose(StrEnum):
     """What a plan asks its clients for."""
@@ -77,7 +80,7 @@ class Report:
     state_digest: bytes | None = None
     maxima: tuple[int, ...] | None = None
     diverged: bool = False
-    """The client saw a loss that is not finite and so has no scalars to give."""
+    """The client saw a loss that is not finite, or a slope beyond the limit, and so has no scalars to give."""
 
 
 Event = Connected | Disconnected | Tick | Appended | Report

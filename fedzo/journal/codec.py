@@ -68,6 +68,13 @@ def decode_genesis(payload: bytes) -> Genesis:
                 f"the journal follows {what} version {seen}; this fedzo knows version {expected}: "
                 "use the fedzo that wrote it"
             )
+    if message.scope != "all" or message.distribution not in tuple(Distribution):
+        raise JournalFormatError(
+            f"the journal has scope {message.scope!r} and distribution {message.distribution!r}; this fedzo knows "
+            f"'all' and {', '.join(Distribution)}"
+        )
+    if len(message.base_digest) != 32:
+        raise JournalFormatError(f"the base digest has {len(message.base_digest)} bytes; expected 32")
     return Genesis(
         base_digest=message.base_digest,
         manifest=Manifest(tuple(TensorSpec(t.name, tuple(t.shape), t.exponent, t.max_abs) for t in message.manifest)),

@@ -4,8 +4,9 @@
     frame    u32 payload length · u32 CRC-32 of those four bytes · payload · 32-byte record hash
 
 The record hash is BLAKE3(previous hash ‖ payload); the first previous hash is BLAKE3(header). The first frame is
-the genesis. A frame that ends past the end of the file, or whose tail is still zeros, was torn by a crash before
-anyone was told of it: it is cut off and said. Anything else that does not verify is damage: an error, nothing skipped.
+the genesis. A frame that ends past the end of the file, or whose last sectors are still zeros, was torn by a crash
+before anyone was told of it: it is cut off and said. Anything else that does not verify
+is damage: an error, nothing skipped.
 Guaranteed: a record is durable before `append` returns. Not guaranteed: that its last writer knew.
 """
 
@@ -14,6 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +36,8 @@ from fedzo.journal.records import Genesis, Record
 HEADER = b"fedzo-journal-1\n"
 HASH_BYTES = 32
 _PREFIX = struct.Struct("<II")
+_SECTOR = 512
+_ZEROS = 8
 
 
 @dataclass(slots=True)
@@ -77,6 +81,15 @@ def read_journal(path: Path) -> JournalContents:
         data = path.read_bytes()
     except OSError as error:
         raise JournalFormatError(f"{path}: no journal can be read there: {error.strerror}") from error
+    return _parse(path, data)
+
+
+def _read_all(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _parse(path: Path, data: bytes) -> JournalContents:
     _check_header(path, data)
     contents: JournalContents | None = None
     offset = len(HEADER)
@@ -112,7 +125,7 @@ def _frames(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
     while len(data) - offset >= _PREFIX.size:
         length, checksum = _PREFIX.unpack_from(data, offset)
         if zlib.crc32(data[offset : offset + 4]) != checksum:
-            if not any(data[offset:]):
+            if _written(data, offset) < offset + _PREFIX.size:
                 return
             raise JournalDamageError(_damage(path, number, offset, "the length of its frame fails its checksum"))
         start = offset + _PREFIX.size
@@ -121,18 +134,30 @@ def _frames(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
             return
         payload, digest = data[start : start + length], data[start + length : end]
         if record_hash(previous, payload) != digest:
-            if end == len(data) and not any(digest):
+            if end == len(data) and _written(data, offset) < end:
                 return
             raise JournalDamageError(_damage(path, number, offset, "its hash does not follow from the bytes"))
         yield payload, digest, end
         previous, offset, number = digest, end, number + 1
 
 
+def _written(data: bytes, offset: int) -> int:
+    """Where the zeros begin that a crash leaves at the end of a file: a whole number of sectors was never written.
+
+    Fewer than eight zero bytes past a sector's edge are taken for data, so that no single flipped byte looks like this.
+    """
+    last = len(data.rstrip(b"\0"))
+    edge = -(-last // _SECTOR) * _SECTOR
+    if last <= offset:
+        return offset
+    return edge if len(data) - edge >= _ZEROS else len(data)
+
+
 def _damage(path: Path, number: int, offset: int, what: str) -> str:
     name = f"record {number}" if number else "the genesis"
     return (
         f"{path}: {name} at byte {offset} is damaged: {what}. Nothing after it can be trusted and nothing was "
-        "changed; restore the file from a copy (any replica of the run holds the same bytes)"
+        "changed; restore the file from a copy"
     )
 
 
@@ -156,18 +181,23 @@ class Journal:
             JournalError: one exists there already.
             JournalWriteError: the disk refused it; nothing is left behind.
         """
-        if path.exists():
-            raise JournalError(f"{path}: a journal exists there already; resume it or choose another directory")
         partial = path.with_name(path.name + ".partial")
         try:
             with partial.open("wb") as file:
                 file.write(HEADER + frame_bytes(blake3(HEADER).digest(), encode_genesis(genesis)))
                 file.flush()
                 os.fsync(file.fileno())
-            partial.rename(path)
+            os.link(partial, path)
+            partial.unlink()
             fsync_directory(path.parent)
+        except FileExistsError:
+            partial.unlink(missing_ok=True)
+            raise JournalError(
+                f"{path}: a journal exists there already; resume it or choose another directory"
+            ) from None
         except OSError as error:
             partial.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise JournalWriteError(f"{path}: cannot be created: {error.strerror}; nothing was left there") from error
         return cls.open(path)
 
@@ -185,7 +215,7 @@ class Journal:
             raise JournalFormatError(f"{path}: no journal can be opened there: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            contents = read_journal(path)
+            contents = _parse(path, _read_all(descriptor))
             if contents.torn_bytes:
                 os.ftruncate(descriptor, contents.valid_bytes)
                 os.fsync(descriptor)
@@ -225,7 +255,8 @@ class Journal:
             os.fsync(self._descriptor)
         except OSError as error:
             self._broken = True
-            os.ftruncate(self._descriptor, self.contents.valid_bytes)
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self.contents.valid_bytes)
             raise JournalWriteError(
                 f"{self.path}: record {self.position + 1} could not be written ({error.strerror}); the file is as it "
                 "was before: free space and resume"

@@ -14,7 +14,7 @@ from fedzo.noise.philox import MULTIPLIERS, ROUNDS, WEYL
 
 _MASK = 0xFFFFFFFF
 _CHUNK = 1 << 18
-"""Elements made at a time: int64 temporaries of this size stay in cache."""
+"""Elements times seeds made at a time: int64 temporaries of this size stay in cache."""
 
 
 def _multiply(constant: int, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,10 +24,14 @@ def _multiply(constant: int, value: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def _philox(counter: tuple[torch.Tensor, torch.Tensor, int, int], key: tuple[int, int]) -> torch.Tensor:
-    c0, c1 = counter[0], counter[1]
-    c2, c3 = torch.full_like(c0, counter[2]), torch.full_like(c0, counter[3])
+def _philox(
+    counter: tuple[torch.Tensor, torch.Tensor, int, int], key: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Words [seeds, blocks, 4] of blocks [blocks] under keys [seeds, 1]."""
     k0, k1 = key
+    shape = (k0.shape[0], counter[0].shape[0])
+    c0, c1 = counter[0].expand(shape), counter[1].expand(shape)
+    c2, c3 = torch.full_like(c0, counter[2]), torch.full_like(c0, counter[3])
     for _ in range(ROUNDS):
         high0, low0 = _multiply(MULTIPLIERS[0], c0)
         high1, low1 = _multiply(MULTIPLIERS[1], c2)
@@ -37,19 +41,24 @@ def _philox(counter: tuple[torch.Tensor, torch.Tensor, int, int], key: tuple[int
 
 
 def _symbols(
-    distribution: Distribution, seed: int, tensor: int, start: int, stop: int, device: torch.device
+    distribution: Distribution, seeds: list[int], tensor: int, start: int, stop: int, like: torch.Tensor
 ) -> torch.Tensor:
+    """Symbols of elements start..stop−1 for each seed: int64[seeds, stop − start], on the device of `like`."""
     per_block = distribution.elements_per_block
     first, last = start // per_block, -(-stop // per_block)
-    blocks = torch.arange(first, last, dtype=torch.int64, device=device)
-    key = (seed & _MASK, seed >> 32)
-    words = _philox((blocks & _MASK, blocks >> 32, tensor, distribution.tag), key)[..., None]
+    blocks = torch.arange(first, last, dtype=torch.int64, device=like.device)
+    keys = [torch.tensor(part, dtype=torch.int64, device=like.device)[:, None] for part in _halves(seeds)]
+    words = _philox((blocks & _MASK, blocks >> 32, tensor, distribution.tag), (keys[0], keys[1]))[..., None]
     if distribution is Distribution.RADEMACHER:
-        found = (words >> torch.arange(32, device=device)) & 1
+        found = (words >> torch.arange(32, device=like.device)) & 1
     else:
-        found = ((words >> torch.tensor([0, 16], device=device)) & 0xFFFF) >> 4
+        found = ((words >> torch.tensor([0, 16], device=like.device)) & 0xFFFF) >> 4
     offset = start - first * per_block
-    return found.reshape(-1)[offset : offset + stop - start]
+    return found.reshape(len(seeds), -1)[:, offset : offset + stop - start]
+
+
+def _halves(seeds: list[int]) -> tuple[list[int], list[int]]:
+    return [seed & _MASK for seed in seeds], [seed >> 32 for seed in seeds]
 
 
 class TorchBackend:
@@ -83,14 +92,20 @@ def _sums(
 ) -> Iterator[tuple[Segment, int, torch.Tensor]]:
     """(segment, offset in it, integers plus increments of every lane), chunk by chunk."""
     tables = torch.from_numpy(steps.tables).to(state.device)
+    seeds = steps.seeds.tolist()
     for segment in segments:
         tensor = int(steps.tensors[segment.row])
         for low in range(0, segment.size, _CHUNK):
             part = state[segment.source + low : segment.source + min(low + _CHUNK, segment.size)]
             total = part.repeat(steps.lanes, 1)
             begin = segment.start + low
-            for table, seed in zip(tables[segment.row], steps.seeds.tolist(), strict=True):
-                total += table[:, _symbols(steps.distribution, seed, tensor, begin, begin + part.numel(), state.device)]
+            at_once = max(1, _CHUNK // part.numel())
+            for k in range(0, len(seeds), at_once):
+                chosen = seeds[k : k + at_once]
+                made = _symbols(steps.distribution, chosen, tensor, begin, begin + part.numel(), state)
+                for lane in range(steps.lanes):
+                    added = torch.gather(tables[segment.row, k : k + at_once, lane], 1, made)
+                    total[lane] += added.sum(dim=0, dtype=torch.int32)
             yield segment, low, total
 
 
