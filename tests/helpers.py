@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from blake3 import blake3
+
 from fedzo.journal import ClientReport, Commit, Entry, Genesis, Record, Rules, Task, Void
 from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
@@ -59,6 +61,25 @@ def numbered_record(number: int) -> Record:
         return Record(number, Void(chr(ord("a") + number % 26) * 2**21, (number,), diverged=False))
     entries = (Entry(number * 2654435761 % 2**64, -number), Entry(number, number**5))
     return Record(number, Commit(entries, 1 / number, (ClientReport(number % 7, number, number / 3, (number / 4,)),)))
+
+
+def big_replica(position: int):
+    """A replica of one million integers that are a function of its position."""
+    import torch
+
+    from fedzo.noise import get_backend
+    from fedzo.replica import Replica
+
+    manifest = Manifest((TensorSpec("w", (1000, 1000), 29, 2**30),))
+    state = (torch.arange(manifest.elements, dtype=torch.int32) * 3 + position * 7) % 2**30
+    replica = Replica(manifest, state, Distribution.RADEMACHER, backend=get_backend("reference"))
+    replica.position, replica.record_hash = position, big_replica_hash(position)
+    return replica
+
+
+def big_replica_hash(position: int) -> bytes:
+    """The record hash of `big_replica`."""
+    return blake3(str(position).encode()).digest()
 
 
 def run_python(script: str, *arguments: str | Path) -> str:

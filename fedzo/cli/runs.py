@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Model = Annotated[str | None, typer.Option("--base", help="The base; by default the run's own --model.")]
@@ -33,32 +31,25 @@ def show(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Eve
     if as_json:
         typer.echo(json.dumps(view, indent=1))
         return
-    console = Console(highlight=False)
     genesis = view["genesis"]
-    console.print(
-        f"base {genesis['base_digest'][:16]}…, {len(genesis['manifest'])} tensors, {genesis['distribution']}, "
-        f"method {genesis['rules']['method']}, genesis {genesis['record_hash'][:16]}…"
+    typer.echo(
+        f"base {genesis['base_digest'][:16]}…  {len(genesis['manifest'])} tensors  {genesis['distribution']}  "
+        f"method {genesis['rules']['method']}  genesis {genesis['record_hash'][:16]}…"
     )
-    table = Table("position", "round", "kind", "what", "entries", "record hash", "state digest")
     for position, (record, shown) in enumerate(zip(contents.records, view["records"], strict=True), start=1):
-        facts = {
-            k: v for k, v in describe(position, record).items() if k not in ("position", "round", "kind", "entries")
-        }
-        what = ", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
-        digest = (shown.get("state_digest") or "")[:16]
-        row = (
-            position,
-            record.round,
-            shown["kind"],
-            what,
-            len(record.entries),
-            shown["record_hash"][:16],
-            digest,
+        facts = describe(position, record)
+        kind = facts.pop("kind")
+        what = "  ".join(_fact(name, value) for name, value in facts.items() if name not in ("position", "round"))
+        digest = f"  state {shown['state_digest'][:16]}…" if "state_digest" in shown else ""
+        typer.echo(
+            f"{position:>6}  round {record.round:<5} {kind:<10} {what}  hash {shown['record_hash'][:16]}…{digest}"
         )
-        table.add_row(*map(str, row))
-    console.print(table)
     if contents.torn_bytes:
-        console.print(f"{contents.torn_bytes} bytes of an unfinished record follow; the next writer cuts them off")
+        typer.echo(f"{contents.torn_bytes} bytes of an unfinished record follow; the next writer cuts them off")
+
+
+def _fact(name: str, value: object) -> str:
+    return f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def replay(run: RunPath, base: Model = None) -> None:

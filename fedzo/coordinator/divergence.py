@@ -27,13 +27,14 @@ class Divergence:
 class LossWatch:
     """One series of losses: the best median so far, and where it was seen."""
 
-    def __init__(self, name: str, window: int, factor: float) -> None:
+    def __init__(self, name: str, window: int, factor: float, position: int = 0) -> None:
         self._name = name
         self._factor = factor
         self._window = window
         self._recent: deque[tuple[float, int]] = deque(maxlen=window)
         self._best = inf
-        self.best_position = 0
+        self.best_position = position
+        """Where a divergence goes back to; before the first loss the position at which the series began."""
 
     def observe(self, loss: float, position: int) -> Divergence | None:
         """A loss of the state at `position`; a divergence where it is one and the guard is on."""

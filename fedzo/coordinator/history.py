@@ -78,7 +78,7 @@ class History:
         clients = {client.client for client in evaluation.clients}
         if clients != self._evaluated:
             self._evaluated = clients
-            self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor)
+            self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
         return self._held_out.observe(evaluation.loss, position) if clients else None
 
     def _check_rollback(self, body: Rollback) -> None:
@@ -91,12 +91,17 @@ class History:
 
     def _guard_at(self, position: int) -> RangeGuard:
         """The range guard as it was at an earlier position: what a roll-back returns to, like the state."""
-        guard = RangeGuard(self.genesis.manifest, self.genesis.distribution)
-        for record in self.records[:position]:
+        path: list[Record] = []
+        while position:
+            record = self.records[position - 1]
             if isinstance(record.body, Rollback):
-                guard = self._guard_at(record.body.position)
+                position = record.body.position
             else:
-                guard.apply(record)
+                path.append(record)
+                position -= 1
+        guard = RangeGuard(self.genesis.manifest, self.genesis.distribution)
+        for record in reversed(path):
+            guard.apply(record)
         return guard
 
 

@@ -125,11 +125,8 @@ class Coordinator:
 
     def _enrol(self) -> list[Decision]:
         """All who wait, in order of name: a record must not depend on who came first."""
-        first = len(self.history.clients)
         names = tuple(sorted(self._new_names, key=str.encode))
-        self._new_names.clear()
-        self._available |= set(range(first, first + len(names)))
-        return self._append(Record(self.history.round, Enrolment(first, names)))
+        return self._append(Record(self.history.round, Enrolment(len(self.history.clients), names)))
 
     def _report(self, report: Report) -> list[Decision]:
         plan = self._plan
@@ -284,6 +281,9 @@ class Coordinator:
             raise ProtocolError("a record was appended that the coordinator did not decide on")
         self._pending = None
         self.history.apply(event.record, event.record_hash)
+        if isinstance(event.record.body, Enrolment):
+            self._available |= {self.history.clients[name] for name in event.record.body.clients}
+            self._new_names -= set(event.record.body.clients)
         return self.begin(now_s)
 
 

@@ -24,6 +24,7 @@ from typing import Self
 from blake3 import blake3
 
 from fedzo.errors import (
+    CheckpointError,
     JournalDamageError,
     JournalError,
     JournalFormatError,
@@ -93,12 +94,17 @@ def _parse(path: Path, data: bytes) -> JournalContents:
     _check_header(path, data)
     contents: JournalContents | None = None
     offset = len(HEADER)
-    for payload, digest, end in _frames(path, data):
-        if contents is None:
-            contents = JournalContents(genesis=decode_genesis(payload), hashes=[digest])
-        else:
-            contents.records.append(decode_record(payload))
-            contents.hashes.append(digest)
+    for number, (payload, digest, end) in enumerate(_frames(path, data)):
+        try:
+            if contents is None:
+                contents = JournalContents(genesis=decode_genesis(payload), hashes=[digest])
+            else:
+                contents.records.append(decode_record(payload))
+                contents.hashes.append(digest)
+        except JournalFormatError as error:
+            raise JournalFormatError(f"{path}: {error}") from error
+        except (JournalDamageError, CheckpointError) as error:
+            raise JournalDamageError(_damage(path, number, offset, str(error))) from error
         offset = end
     if contents is None:
         raise JournalFormatError(f"{path}: holds no genesis; its creation was interrupted: delete it and start again")
@@ -179,26 +185,25 @@ class Journal:
 
         Raises:
             JournalError: one exists there already.
-            JournalWriteError: the disk refused it; nothing is left behind.
+            JournalWriteError: the disk refused it; what was there before is as it was.
         """
-        partial = path.with_name(path.name + ".partial")
+        partial, linked = path.with_name(path.name + ".partial"), False
         try:
             with partial.open("wb") as file:
                 file.write(HEADER + frame_bytes(blake3(HEADER).digest(), encode_genesis(genesis)))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(partial, path)
-            partial.unlink()
+            os.link(partial, path)  # unlike a rename it never replaces what is there
+            linked = True
             fsync_directory(path.parent)
         except FileExistsError:
-            partial.unlink(missing_ok=True)
-            raise JournalError(
-                f"{path}: a journal exists there already; resume it or choose another directory"
-            ) from None
+            raise JournalError(f"{path}: a journal exists there already; resume it") from None
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            if linked:
+                path.unlink()
             raise JournalWriteError(f"{path}: cannot be created: {error.strerror}; nothing was left there") from error
+        finally:
+            partial.unlink(missing_ok=True)
         return cls.open(path)
 
     @classmethod

@@ -6,6 +6,7 @@ list of strings or objects, or an object of lists: {"Romeo": ["line", …], …}
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_rows(path: Path, text_field: str) -> list[Row]:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
         rows = list(readers[kind](path, content.decode(), text_field))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     rows = [row for row in rows if row.text.strip()]
     if not rows:
@@ -51,7 +52,7 @@ def _text(path: Path, content: str, text_field: str) -> Iterator[Row]:
 
 
 def _json_lines(path: Path, content: str, text_field: str) -> Iterator[Row]:
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             yield _row(f"{path}, line {number}", _parse(f"{path}, line {number}", line), text_field)
 

@@ -1,0 +1,1 @@
+"""Benchmarks: each checks that both sides computed the same thing, then times them in turns in one process."""
