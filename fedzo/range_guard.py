@@ -17,7 +17,7 @@ from fedzo.noise import COEFFICIENT_BITS, Distribution
 from fedzo.noise.directions import dither
 from fedzo.noise.increments import COEFFICIENT_LIMIT, rounded_steps
 
-LIMIT = 2**30
+RANGE_LIMIT = 2**30
 
 
 def add_entries(totals: dict[int, int], entries: Iterable[Entry]) -> None:
@@ -53,7 +53,7 @@ class RangeGuard:
     @property
     def share_used(self) -> float:
         """Largest share of the room between maxima and limit that the sum has used, 0 to 1."""
-        room = np.maximum(LIMIT - self._maxima, 1)
+        room = np.maximum(RANGE_LIMIT - self._maxima, 1)
         return float((self._used / room).max(initial=0.0))
 
     def check(self, entries: Sequence[Entry], maxima: Sequence[int] | None = None) -> None:
@@ -67,18 +67,18 @@ class RangeGuard:
         base = np.asarray(maxima, dtype=np.int64) if anchored else self._maxima
         used = np.zeros_like(self._used) if anchored else self._used
         bound = base + used + self._change(entries, restart=anchored)
-        over = np.flatnonzero(bound > LIMIT)
+        over = np.flatnonzero(bound > RANGE_LIMIT)
         if len(over):
             worst = int(over[0])
             raise RangeGuardError(
                 f"tensor {self._names[worst]!r}: these entries could bring it to {int(bound[worst])}, beyond the limit "
-                f"{LIMIT} (2^30); lower the learning rate, or let a record state measured maxima"
+                f"{RANGE_LIMIT} (2^30); lower the learning rate, or let a record state measured maxima"
             )
 
     def check_perturbation(self, epsilon: int) -> None:
         """May a plan perturb by epsilon (units of 2⁻⁴⁰) without wrapping? Raises RangeGuardError, names the tensor."""
         steps = self._steps(np.array([epsilon]), np.array([0], dtype=np.uint64))[0]
-        over = np.flatnonzero(np.abs(steps) >= LIMIT)
+        over = np.flatnonzero(np.abs(steps) >= RANGE_LIMIT)
         if len(over):
             raise RangeGuardError(
                 f"tensor {self._names[int(over[0])]!r}: a perturbation of {epsilon / 2**COEFFICIENT_BITS:g} leaves the "

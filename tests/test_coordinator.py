@@ -112,6 +112,7 @@ class Run:
         """One event and all that follows from it, every record made durable at once."""
         queue, done = self.handle(event), []
         while queue:
+            assert len(done) < 100, "one event leads to records without end"
             done.append(queue.pop(0))
             if isinstance(done[-1], Append):
                 queue += self.append(done[-1].record)
@@ -502,6 +503,7 @@ REFUSED = [
     ({"maxima": (*MAXIMA, 5)}, "maxima"),
     ({"maxima": (5, -1)}, "maxim"),
     ({"maxima": (5, 2**32)}, "maxim"),
+    ({"maxima": (5, 2**30 + 1)}, "maxim"),
     ({"state_digest": b""}, "digest of 0 bytes"),
     ({"state_digest": bytes(31)}, "digest of 31 bytes"),
 ]
@@ -640,6 +642,16 @@ def test_maxima_that_most_clients_do_not_share_are_not_journalled():
     run.send(run.answer(1))
     run.send(run.answer(2))
     assert run.records[1].maxima == MAXIMA
+
+
+@pytest.mark.parametrize("maxima", [(2**30 + 1, 0), (2**31, 2**31), (2**31 - 1, 5)])
+def test_maxima_out_of_range_never_make_a_journal_that_cannot_be_read_again(maxima):
+    """One client is a majority of its own where the others are late."""
+    run = started(2, quorum=1, attest_every=1)
+    run.send(run.answer(0, maxima=maxima))
+    run.past_deadline()
+    run.play(until=lambda run: run.plan.round == 3)
+    Coordinator(run.contents)
 
 
 # ── evaluation and the end ──────────────────────────────────────────────────────────────────────────
@@ -1200,4 +1212,4 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
 
 TestCoordinatorMachine = CoordinatorMachine.TestCase
-TestCoordinatorMachine.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+TestCoordinatorMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

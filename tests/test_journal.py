@@ -432,6 +432,15 @@ def test_what_an_interrupted_creation_left_is_no_obstacle(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["journal"]
 
 
+def test_a_creation_killed_before_it_removed_its_partial_file_leaves_the_journal_safe(tmp_path):
+    """The partial file is then a second name of the journal: to write to it would be to write to the journal."""
+    data = write_journal(tmp_path / "journal")
+    (tmp_path / "journal.partial").hardlink_to(tmp_path / "journal")
+    with pytest.raises(JournalError, match="exists there already"):
+        Journal.create(tmp_path / "journal", make_genesis(run_seed=5))
+    assert (tmp_path / "journal").read_bytes() == data
+
+
 def test_a_journal_that_cannot_be_created_leaves_nothing(tmp_path):
     with pytest.raises(JournalWriteError, match="cannot be created"):
         Journal.create(tmp_path / "no such directory" / "journal", make_genesis())
@@ -612,13 +621,13 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_it_announced(tmp_path)
     announced = [0]
     with Victims(WRITER) as writers:
         for _ in range(10):
-            said = [int(line) for line in writers.run_and_kill(path, moments.uniform(0.0, 0.1))]
+            said = [int(line) for line in writers.run_and_kill(path, moments.uniform(0.0, 0.15))]
             found = read_journal(path)
             assert said[0] >= announced[-1]
             assert said == list(range(said[0], said[-1] + 1))
             assert found.position >= said[-1]
             announced = said
-    assert announced[-1] > 20, "hardly anything was written: the test shows nothing"
+    assert announced[-1] > 10, "hardly anything was written: the test shows nothing"
     assert found.records == [numbered_record(n) for n in range(1, found.position + 1)]
     with Journal.open(path) as journal:
         journal.append(numbered_record(journal.position + 1))

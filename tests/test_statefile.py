@@ -299,4 +299,4 @@ def test_a_saver_killed_at_any_moment_leaves_a_saved_state_or_none(tmp_path):
                 assert (read.digest(), read.record_hash) == (expected.digest(), expected.record_hash)
             saves += len(said)
             position = under_way
-    assert saves >= 5, "hardly anything was saved: the test shows nothing"
+    assert saves >= 3, "hardly anything was saved: the test shows nothing"

@@ -45,6 +45,7 @@ from fedzo.journal.records import (
 )
 from fedzo.methods import MethodReport, get_method
 from fedzo.noise.draws import choose_cohort
+from fedzo.range_guard import RANGE_LIMIT
 from fedzo.schedule import scheduled_rate
 
 DIGEST_BYTES = 32
@@ -179,8 +180,8 @@ class Coordinator:
                 f"a digest of {len(report.state_digest)} bytes and {len(report.maxima)} maxima; expected "
                 f"{DIGEST_BYTES} and {tensors}"
             )
-        if not all(0 <= most <= 2**31 for most in report.maxima):
-            raise ProtocolError("a maximum lies outside 0 to 2^31")
+        if not all(0 <= most <= RANGE_LIMIT for most in report.maxima):
+            raise ProtocolError("a maximum lies outside 0 to 2^30, where no state can be")
 
     def _check_scalars(self, report: Report) -> None:
         expected = self._rules.directions * self._rules.local_steps
