@@ -64,6 +64,8 @@ def parse_options(options: type[Options], values: Mapping[str, Any], source: str
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0.0)
             raise ConfigError(f"{source}: option {key!r} is unknown; the nearest known one is {option_name(near[0])!r}")
+        if name in parsed:
+            raise ConfigError(f"{source}: option {option_name(name)!r} is given twice, in both spellings")
         parsed[name] = _typed(f"{source}: option {key!r}", value, known[name][0])
     return parsed
 

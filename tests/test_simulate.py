@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedzo_simulations.farm_text import farm_lines
 from transformers import AutoModelForCausalLM
 
 from fedzo.journal import Rollback, read_journal
@@ -369,9 +370,11 @@ def test_a_full_disk_while_committing_leaves_a_whole_journal(demo, finished, tmp
 
 @pytest.mark.slow
 def test_a_thousand_clients_take_the_memory_of_two(demo, tmp_path):
+    data = tmp_path / "lines.txt"
+    data.write_text("".join(f"{line}\n" for farm in farm_lines(1000).values() for line in farm))
     peaks = {}
     for clients in (2, 1000):
-        changed = {"clients": clients, "cohort": 2, "partition": "iid", "rounds": 5, "eval-every": 0}
+        changed = {"clients": clients, "cohort": 2, "partition": "iid", "rounds": 5, "data": data}
         options = simulate_options(demo, tmp_path / str(clients), **changed)
         process = subprocess.Popen([*FEDZO, "simulate", *options], stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)

@@ -189,7 +189,8 @@ class Journal:
         """
         partial, linked = path.with_name(path.name + ".partial"), False
         try:
-            with partial.open("wb") as file:
+            partial.unlink(missing_ok=True)  # a crash may have left it as a second name of a journal
+            with partial.open("xb") as file:
                 file.write(HEADER + frame_bytes(blake3(HEADER).digest(), encode_genesis(genesis)))
                 file.flush()
                 os.fsync(file.fileno())

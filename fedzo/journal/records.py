@@ -5,6 +5,7 @@ them. A position is a number of records applied: record n (counted from 1) leads
 """
 
 from dataclasses import dataclass
+from math import isfinite, nan
 from typing import NamedTuple
 
 from fedzo.manifest import Manifest
@@ -119,9 +120,11 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean over all examples; nan without any, or where a client's is not finite."""
-        examples = sum(c.examples for c in self.clients)
-        return sum(c.loss * c.examples for c in self.clients) / examples if examples else float("nan")
+        """Mean over the examples of clients whose loss is finite; nan where those are not more than half."""
+        finite = [c for c in self.clients if isfinite(c.loss)]
+        if 2 * len(finite) <= len(self.clients):
+            return nan
+        return sum(c.loss * c.examples for c in finite) / sum(c.examples for c in finite)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def read_rows(path: Path, text_field: str) -> list[Row]:
 
 
 def _text(path: Path, content: str, text_field: str) -> Iterator[Row]:
-    return (Row(line, {}) for line in content.splitlines())
+    return (Row(line.removesuffix("\r"), {}) for line in content.split("\n"))
 
 
 def _json_lines(path: Path, content: str, text_field: str) -> Iterator[Row]:
