@@ -177,7 +177,7 @@ class Lockstep:
 
     def _bring_in(self, block: Block, group: list[_Lane], increments: Increments) -> None:
         columns = sorted({lane.column for lane in group})
-        place = self._places.setdefault(block, _Place(block, self._replica.manifest))
+        place = self._places.get(block) or self._places.setdefault(block, _Place(block, self._replica.manifest))
         exact = self._scratch.take(len(columns), place.width, torch.float32)
         self._replica.materialise(block, place.starts, increments, exact, columns)
         half = self._dtype is not torch.float32

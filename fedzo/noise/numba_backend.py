@@ -37,7 +37,7 @@ def _kernel(function: _Function) -> _Function:
     return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
 
 
-@_kernel
+@numba.njit(nogil=True, cache=True, forceinline=True)  # a call a block would cost as much as the block
 def _philox(c0, c1, c2, c3, k0, k1):
     for _ in range(ROUNDS):
         p0 = _M0 * _U64(c0)
