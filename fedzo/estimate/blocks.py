@@ -4,6 +4,7 @@ A block is a layer, an element of a ModuleList, or else the module that owns a p
 outermost element that has a forward of its own is the layer. A tied weight belongs to every block that uses it.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,6 +22,13 @@ class Blocks:
     """Modules at whose forward a block comes in, with its tensor indices."""
     owners: tuple[tuple[nn.Module, tuple[int, ...]], ...]
     """Every module with parameters of its own, and the block that comes in when it reads one."""
+
+    @property
+    def tied(self) -> frozenset[int]:
+        """Tensors that more than one block uses."""
+        distinct = {block for _, block in (*self.layers, *self.owners)}
+        uses = Counter(index for block in distinct for index in block)
+        return frozenset(index for index, count in uses.items() if count > 1)
 
 
 def find_blocks(model: nn.Module, index: dict[str, int]) -> Blocks:

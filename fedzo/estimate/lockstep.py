@@ -48,13 +48,14 @@ class _TorchState:
 class _Lane:
     """One forward pass: what it waits for and the weights it has in place."""
 
-    def __init__(self, job: Callable[[], Any], column: int, parent: greenlet) -> None:
+    def __init__(self, job: Callable[[], Any], column: int, parent: greenlet, tied: frozenset[int]) -> None:
         self.column = column
         """Which lane of the increments it reads."""
         self.wanted: Block | None = None
         self.result: Any = None
         self.weights: dict[int, torch.Tensor] = {}
         self._open: list[Block] = []
+        self._tied = tied
         self._state = _TorchState()
         self._greenlet = greenlet(job, parent)
 
@@ -78,8 +79,7 @@ class _Lane:
         """Pause until a block is in place; called inside the lane."""
         if all(index in self.weights for index in block):
             return
-        held = set(block).union(*self._open)
-        self.weights = {index: weight for index, weight in self.weights.items() if index in held}
+        self._drop_all_but(block)
         self.wanted = block
         getcurrent().parent.switch()
 
@@ -91,7 +91,11 @@ class _Lane:
     def leave(self, block: Block) -> None:
         """A layer's forward ended; its weights may go."""
         self._open.remove(block)
-        held = set[int]().union(*self._open)
+        self._drop_all_but(())
+
+    def _drop_all_but(self, block: Block) -> None:
+        """Keep a block, those of open layers, and tied weights, which another block will ask for again."""
+        held = self._tied.union(block, *self._open)
         self.weights = {index: weight for index, weight in self.weights.items() if index in held}
 
 
@@ -141,7 +145,7 @@ class Lockstep:
         Returns:
             What each job returned, in order. An exception in a lane stops all and is raised.
         """
-        lanes = [_Lane(job, column, getcurrent()) for job, column in jobs]
+        lanes = [_Lane(job, column, getcurrent(), self._skeleton.tied) for job, column in jobs]
         self._skeleton.fetch = self._fetch
         try:
             for lane in lanes:

@@ -82,6 +82,7 @@ class Skeleton:
         """Gives a tensor's weight to the running lane, bringing its block in; None where no lane runs."""
         blocks = find_blocks(model, {spec.name: index for index, spec in enumerate(manifest)})
         self.layers = blocks.layers
+        self.tied = blocks.tied
         for index, (spec, parameter) in enumerate(zip(manifest, unique_parameters(model).values(), strict=True)):
             kind = torch.float32 if len(spec.shape) < 2 else dtype
             _replace(parameter, AbsentWeight(spec.name, index, spec.shape, kind))
