@@ -4,6 +4,7 @@ A field's help is its annotation, `Annotated[int, "what it is"]`, so that the co
 reference page have one source. Untyped input is parsed here, once; an unknown key names the nearest known one.
 """
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
@@ -83,9 +84,14 @@ def make_options(options: type[Options], values: Mapping[str, Any]) -> Options:
 
 
 def write_toml(path: Path, options: Any) -> None:
-    """Write every option that has a value, in the file's spelling."""
+    """Write every option that has a value, in the file's spelling, durably: the file is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
     values = {option_name(f.name): getattr(options, f.name) for f in fields(options)}
-    path.write_text(tomli_w.dumps({name: value for name, value in values.items() if value is not None}))
+    with partial.open("w") as file:
+        file.write(tomli_w.dumps({name: value for name, value in values.items() if value is not None}))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:

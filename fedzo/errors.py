@@ -7,7 +7,7 @@
     ├── BaseMismatchError      a journal or state file belongs to another base
     ├── RangeGuardError        a record would leave the range in which the integers are exact
     ├── EstimationError        a forward used a weight that was not in place, or gave no scalar loss
-    ├── ReplicaError           a record does not follow the replica's position, or its check failed
+    ├── ReplicaError           a replica is at another position, or lacks the digest that a record states
     ├── StateFileError         a client's state file is dirty, torn or damaged (rebuild from base + journal)
     ├── ProtocolError          a report the coordinator must not accept
     └── JournalError
@@ -49,7 +49,7 @@ class EstimationError(FedzoError):
 
 
 class ReplicaError(FedzoError):
-    """A record does not follow the replica's position, or a check that it carries failed."""
+    """A replica is not where it should be, or does not have the digest or maxima that a record states."""
 
 
 class StateFileError(FedzoError):

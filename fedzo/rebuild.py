@@ -1,9 +1,11 @@
 """From base and journal to a replica, to a model directory, or back to an earlier state."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from fedzo.checkpoint import load_base, load_tokenizer, unique_parameters
@@ -34,6 +36,8 @@ def rebuild(
     """
     contents = read_journal(run.require().journal)
     source = base or str(read_toml(run.config).get("model", ""))
+    if not source:
+        raise ConfigError(f"{run.config}: names no model; give the base with --base")
     check_history(contents)
     loaded = load_base(source)
     threads = torch.get_num_threads()
@@ -62,22 +66,28 @@ def export_model(replica: Replica, source: str, out: Path) -> None:
     Raises:
         ConfigError: the directory holds something already.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out}: is not empty; give a new directory")
+    check_export(out)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     for index, parameter in enumerate(unique_parameters(model).values()):
         parameter.data.copy_(replica.weights(index))
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
-        load_tokenizer(source).save_pretrained(partial)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); nothing was left there") from error
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.resolve().parent))
+        try:
+            model.save_pretrained(partial)
+            load_tokenizer(source).save_pretrained(partial)
+            partial.chmod(0o755)
+            partial.rename(out.resolve())
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{out}: cannot be written ({error}); nothing was left there") from error
+
+
+def check_export(out: Path) -> None:
+    """Raises ConfigError where a model cannot be written: something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty; give a new directory")
 
 
 def roll_back(run: RunDirectory, position: int) -> int:

@@ -54,6 +54,7 @@ class Replica:
         self.record_hash = b""
         self._backend = backend or get_backend()
         self._digest: bytes | None = None
+        self._maxima: tuple[int, ...] | None = None
         offsets = accumulate((spec.size for spec in manifest), initial=0)
         self._offsets = list(offsets)
 
@@ -154,8 +155,9 @@ class Replica:
             self.invalidate_digest()
 
     def invalidate_digest(self) -> None:
-        """Forget the digest kept from the last call; whoever writes to `states` calls it."""
+        """Forget the digest and maxima kept from the last call; whoever writes to `state` calls it."""
         self._digest = None
+        self._maxima = None
 
     def overlay(self, steps: Mapping[int, int], perturbation: Sequence[tuple[int, int]] = ()) -> list[Term]:
         """Terms of a lane: local steps telescope from this replica's totals, perturbations stand by themselves.
@@ -207,7 +209,11 @@ class Replica:
 
     def maxima(self) -> tuple[int, ...]:
         """max|Θ| of every tensor."""
-        return tuple(max(abs(int(state.min())), abs(int(state.max()))) if state.numel() else 0 for state in self.states)
+        if self._maxima is None:
+            self._maxima = tuple(
+                max(abs(int(state.min())), abs(int(state.max()))) if state.numel() else 0 for state in self.states
+            )
+        return self._maxima
 
     def digest(self) -> bytes:
         """The state digest: BLAKE3 over the manifest's bytes and each tensor's own BLAKE3, 32 bytes."""

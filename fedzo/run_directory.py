@@ -6,9 +6,11 @@ metrics.jsonl   a line a record, for plots; derived, and mended from the journal
 replica.state   the state at some position; a cache of base + journal
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,23 @@ class RunDirectory:
         if not self.journal.exists():
             raise ConfigError(f"{self.path}: no run there (it has no file 'journal')")
         return self
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the directory while a run is started in it, so that two starts cannot mix.
+
+        Raises:
+            ConfigError: another process is starting one there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ConfigError(f"{self.path}: another process is starting a run there") from None
+        finally:
+            os.close(descriptor)
 
     def append_metrics(self, position: int, record: Record, **measured: float) -> None:
         """Add the line of a record, with what was measured beside it."""
@@ -64,9 +83,8 @@ def describe(position: int, record: Record) -> dict[str, Any]:
     found: dict[str, Any] = {"position": position, "round": record.round, "kind": type(body).__name__.lower()}
     match body:
         case Commit():
-            examples = sum(report.examples for report in body.reports)
-            found["loss"] = sum(report.loss * report.examples for report in body.reports) / examples
             found |= {
+                "loss": body.loss,
                 "learning_rate": body.learning_rate,
                 "clients": len(body.reports),
                 "entries": len(body.entries),

@@ -11,6 +11,7 @@ from fedzo.errors import ReplicaError
 from fedzo.estimate import Batch, Estimator, projected_gradient
 from fedzo.journal.records import Genesis
 from fedzo.methods import get_method
+from fedzo.noise.increments import COEFFICIENT_LIMIT
 from fedzo.replica import Replica
 
 
@@ -74,6 +75,11 @@ class Worker:
             for seed, gradient in zip(chosen, gradients, strict=True):
                 move = self._method.local_step(self._genesis, plan.learning_rate, gradient)
                 steps[seed] = steps.get(seed, 0) + move
+                if (
+                    abs(self._replica.totals.get(seed, 0) + steps[seed])
+                    >= COEFFICIENT_LIMIT[self._genesis.distribution]
+                ):
+                    return self._report(plan, client, diverged=True)
             scalars += gradients
             losses += [loss for pair in found for loss in pair]
             examples += count

@@ -45,8 +45,8 @@ def run_demo(out: Path | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         run = out or Path(temporary) / "run"
         model = str(files("fedzo_simulations") / "demo_model")
-        run.parent.mkdir(parents=True, exist_ok=True)
-        data = Path(temporary) / "farms.json"
+        data = run / "farms.json"
+        run.mkdir(parents=True, exist_ok=True)
         data.write_text(json.dumps(farm_lines(900)))
         console.print(f"{FARMS} farms tune one language model; each keeps its own sentences and sends scalars.\n")
         run_simulation({**OPTIONS, "model": model, "data": str(data), "out": str(run)}, None, resume=False)

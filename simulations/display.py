@@ -49,9 +49,7 @@ class Display:
         """See `Simulator`."""
         body = record.body
         if isinstance(body, Commit):
-            examples = sum(report.examples for report in body.reports)
-            loss = sum(report.loss * report.examples for report in body.reports) / examples
-            self._status(record.round, f"loss {loss:.4f}  {_rates(progress)}")
+            self._status(record.round, f"loss {body.loss:.4f}  {_rates(progress)}")
         elif isinstance(body, Evaluation):
             self._console.print(f"round {record.round}: held-out loss {body.loss:.4f} ({len(body.clients)} clients)")
         elif isinstance(body, Void):

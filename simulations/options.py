@@ -13,6 +13,8 @@ from fedzo.tasks import check_task
 
 DTYPES = ("float32", "bfloat16", "float16")
 HELD_OUT_RULE = "every:"
+MOST = 2**32 - 1
+"""The most that the journal's counts hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,26 +68,21 @@ class SimulateOptions:
         self._check_choices()
 
     def _check_ranges(self) -> None:
-        for name, least in (
-            ("clients", 1),
-            ("rounds", 0),
-            ("directions", 1),
-            ("local_steps", 1),
-            ("batch_size", 1),
-        ):
-            _require(name, getattr(self, name), least, None)
-        _require("max_length", self.max_length, 2, None)
+        for name, least in (("clients", 1), ("rounds", 0), ("directions", 1), ("local_steps", 1), ("batch_size", 1)):
+            _require(name, getattr(self, name), least, MOST)
+        _require("max_length", self.max_length, 2, MOST)
         _require("cohort", self.cohort, 0, self.clients)
         _require("quorum", self.quorum, 0, self.cohort or self.clients)
-        _require("directions × local_steps", self.directions * self.local_steps, 1, 2**16)
+        most = 2**16 if self.distribution == Distribution.RADEMACHER else 2**8
+        _require(f"directions × local-steps ({self.distribution})", self.directions * self.local_steps, 1, most)
         for name in ("eval_every", "attest_every", "threads", "delay"):
-            _require(name, getattr(self, name), 0, None)
+            _require(name, getattr(self, name), 0, MOST)
         _require("seed", self.seed, 0, 2**64 - 1)
         _require("drop", self.drop, 0.0, 1.0)
         _require("lr", self.lr, 0.0, 1e3)
         _require("epsilon", self.epsilon, 2.0**-40, 1.0)
-        _require("deadline", self.deadline, 1e-9, None)
-        if self.guard and self.guard <= 1:
+        _require("deadline", self.deadline, 1e-9, MOST)
+        if self.guard and not 1 < self.guard < MOST:
             raise ConfigError(f"option guard is {self.guard}; give a factor above 1, or 0 to turn it off")
 
     def _check_choices(self) -> None:
@@ -128,10 +125,9 @@ class SimulateOptions:
         )
 
 
-def _require(name: str, value: float, least: float, most: float | None) -> None:
-    if value < least or (most is not None and value > most) or value != value:  # noqa: PLR0124
-        span = f"at least {least:g}" if most is None else f"{least:g} to {most:g}"
-        raise ConfigError(f"option {name.replace('_', '-')} is {value}; expected {span}")
+def _require(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"option {name.replace('_', '-')} is {value}; expected {least:g} to {most:g}")
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:

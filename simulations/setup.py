@@ -11,6 +11,7 @@ from fedzo.errors import DataError, StateFileError
 from fedzo.estimate import Estimator
 from fedzo.journal import Genesis, JournalContents, Task
 from fedzo.noise import Distribution, get_backend
+from fedzo.range_guard import RangeGuard
 from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.statefile import load_state
@@ -54,8 +55,22 @@ def prepare(options: SimulateOptions) -> Setting:
         task=Task(name=options.task, tokenizer_digest=tokenizer_digest(tokenizer), max_length=options.max_length),
         rules=options.rules(),
     )
+    RangeGuard(genesis.manifest, distribution).check_perturbation(genesis.rules.epsilon)
     estimator = Estimator(base.model, replica, loss=lm_loss, dtype=getattr(torch, options.dtype))
+    _try_forward(options, estimator, clients[0])
     return Setting(genesis, replica, estimator, clients, base.digest)
+
+
+def _try_forward(options: SimulateOptions, estimator: Estimator, client: LanguageModelData) -> None:
+    """One forward of the run's first batch, so that what cannot run is refused before anything is written."""
+    try:
+        estimator.evaluate([client.training_batch(0, options.batch_size)[0]])
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"model {options.model!r} gives no loss on the data ({type(error).__name__}: {error}); is --max-length "
+            f"{options.max_length} more than its positions, or its tokenizer another model's?"
+        ) from error
+    estimator.forwards = 0
 
 
 def load_clients(options: SimulateOptions, tokenizer: object) -> list[LanguageModelData]:
@@ -69,11 +84,6 @@ def load_clients(options: SimulateOptions, tokenizer: object) -> list[LanguageMo
     clients = []
     for client, (training, held_out) in enumerate(_split(options, shares)):
         windows: list[Windows] = [make_windows(part, tokenizer, options.max_length) for part in (training, held_out)]
-        if not windows[0]:
-            raise DataError(
-                f"client {client} of {options.clients} holds {len(training)} training rows, too few for a window; "
-                "use fewer clients, more data or another partition"
-            )
         clients.append(
             LanguageModelData(*windows, run_seed=options.seed, client=client, evaluation_batch=options.batch_size)
         )
@@ -95,11 +105,9 @@ def restore(setting: Setting, options: SimulateOptions, contents: JournalContent
     """Bring the replica to the journal's end: from the state file where it is clean, else by replay. Says which.
 
     Raises:
-        BaseMismatchError: the journal was made from another base.
         ReplicaError: the replay does not have the digests that the journal states.
     """
     replica = setting.replica
-    replica.start_at(contents.genesis, setting.base_digest, contents.hashes[0])
     try:
         load_state(run.state, replica, contents.hashes)
         how = f"state file at position {replica.position}"

@@ -174,3 +174,19 @@ def test_cohorts_are_fair_and_batches_cover_an_epoch():
     assert np.abs(asked / 500 - 1).max() < 0.15
     assert sorted(epoch_order(1, 2, 3, 100)) == list(range(100))
     assert epoch_order(1, 2, 3, 100).tolist() != epoch_order(1, 2, 4, 100).tolist()
+
+
+@pytest.mark.parametrize("distribution", Distribution)
+def test_a_thread_whose_share_ends_before_a_segment_leaves_it_alone(distribution):
+    """A segment that starts inside a group must not be entered by the thread before it."""
+    state = torch.arange(139_900, dtype=torch.int32)
+    segments = [Segment(0, 0, 70_000, 70_000 - 100, 0), Segment(1, 100, 69_900, 0, 70_000)]
+    steps = Increments(distribution, np.array([29, 20]), [[Term(5, 0, 10**9)]]).of([0, 1])
+    found = []
+    for name in ("numba", "reference"):
+        out, committed = torch.zeros(1, 139_900), state.clone()
+        get_backend(name).materialise(state, segments, steps, out, 2)
+        get_backend(name).commit(committed, segments, steps, 2)
+        found.append((out, committed))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fedzo.cli import runs
 from fedzo.errors import FedzoError
@@ -30,7 +31,7 @@ def application() -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point of the `fedzo` command: errors that we raise on purpose are one message and exit code 1."""
+    """Entry point of the `fedzo` command: our errors and the system's are a message and exit code 1."""
     # Idle OpenMP threads that spin take the core from the noise threads; must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,10 +39,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         application()()
-    except FedzoError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}")
+    except (FedzoError, OSError) as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(1)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

@@ -51,9 +51,12 @@ class LossWatch:
             return self._diverged(f"{self._name} loss {now:.4g} is above {self._factor:g} × {self._best:.4g}")
         return None
 
-    def restart(self) -> None:
-        """Forget the recent losses: the state went back."""
+    def restart(self, position: int) -> None:
+        """The state went back to `position`: forget the recent losses, and a best that was left behind with them."""
         self._recent.clear()
+        if self.best_position > position:
+            self._best = inf
+            self.best_position = position
 
     def _diverged(self, reason: str) -> Divergence | None:
         return Divergence(self.best_position, reason) if self._factor else None

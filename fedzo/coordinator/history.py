@@ -1,6 +1,7 @@
 """What the coordinator knows: a fold over the journal, and nothing else, so that a restart knows the same."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 from fedzo.coordinator.divergence import TRAINING_WINDOW, Divergence, LossWatch
 from fedzo.errors import ReplicaError
@@ -53,11 +54,9 @@ class History:
         match record.body:
             case Enrolment(first, names):
                 self.clients.update({name: first + k for k, name in enumerate(names)})
-            case Commit(reports=reports):
+            case Commit() as commit:
                 self.round = record.round
-                examples = sum(report.examples for report in reports)
-                loss = sum(report.loss * report.examples for report in reports) / examples
-                self.divergence = self._training.observe(loss, before)
+                self.divergence = self._training.observe(commit.loss, before)
             case Void(diverged=diverged):
                 self.round = record.round
                 if diverged:
@@ -65,21 +64,21 @@ class History:
             case Evaluation() as evaluation:
                 self.evaluated_round = record.round
                 self.divergence = self.divergence or self._observe_held_out(evaluation, before)
-            case Rollback(learning_rate_scale=scale):
+            case Rollback(position=target, learning_rate_scale=scale):
                 self.rate_scale *= scale
                 self.divergence = None
-                self._training.restart()
-                self._held_out.restart()
+                self._training.restart(target)
+                self._held_out.restart(target)
             case End():
                 self.ended = True
 
     def _observe_held_out(self, evaluation: Evaluation, position: int) -> Divergence | None:
         """Means are compared only while the same clients answer."""
-        clients = {client.client for client in evaluation.clients}
-        if clients != self._evaluated:
+        clients = {client.client for client in evaluation.clients if isfinite(client.loss)}
+        if isfinite(evaluation.loss) and clients != self._evaluated:
             self._evaluated = clients
             self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
-        return self._held_out.observe(evaluation.loss, position) if clients else None
+        return self._held_out.observe(evaluation.loss, position) if evaluation.clients else None
 
     def _check_rollback(self, body: Rollback) -> None:
         expected = rollback_entries(self.records, body.position)

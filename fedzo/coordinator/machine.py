@@ -252,7 +252,7 @@ class Coordinator:
             reason = f"{len(good)} of {len(plan.cohort)} clients gave scalars in time; quorum {self._rules.quorum}"
             if diverged:
                 reason += "; some losses were not finite"
-            return Record(plan.round, Void(reason, reported, diverged))
+            return Record(plan.round, Void(reason, reported, diverged), digest, maxima)
         scalars = [MethodReport(r.client, r.examples, r.projected_gradients) for r in good]
         entries = self._method.aggregate(self.history.genesis, plan.round, plan.learning_rate, scalars)
         lines = tuple(ClientReport(r.client, r.examples, r.loss, r.projected_gradients) for r in good)

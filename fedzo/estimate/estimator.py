@@ -5,7 +5,6 @@ one batch; zero is a coefficient like any other. MeZO (Malladi et al. 2023, algo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import torch
@@ -132,8 +131,3 @@ class Estimator:
                 return self._lockstep.run(jobs, increments)
         finally:
             torch.set_autocast_cache_enabled(cached)
-
-
-def all_finite(losses: Sequence[Sequence[float]]) -> bool:
-    """Is every loss a number?"""
-    return all(isfinite(loss) for row in losses for loss in row)

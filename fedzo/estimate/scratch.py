@@ -11,32 +11,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_IDLE_REFERENCES = 3
-"""The pool's list, the loop variable and getrefcount's argument."""
+_IDLE_REFERENCES = 2
+"""The pool's list and getrefcount's argument."""
 
 
 class ScratchPool:
-    """Arrays of [lanes, elements], rows aligned to cache lines so that a weight's address cannot change a result."""
+    """Memory for [lanes, elements], rows aligned to cache lines so that a weight's address cannot change a result."""
 
     def __init__(self) -> None:
-        self._arrays: dict[tuple[int, int], list[NDArray[np.uint8]]] = {}
+        self._buffers: list[NDArray[np.uint8]] = []
 
     def take(self, lanes: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
         """A tensor [lanes, elements] of undefined contents; its memory is reused when its last view is gone."""
         row_bytes = -(-max(elements, 1) * dtype.itemsize // 64) * 64
-        array = self._idle(lanes, row_bytes)
+        array = self._idle(lanes * row_bytes)[: lanes * row_bytes].reshape(lanes, row_bytes)
         return torch.from_numpy(array[:, : elements * dtype.itemsize]).view(dtype)
 
-    def _idle(self, lanes: int, row_bytes: int) -> NDArray[np.uint8]:
-        arrays = self._arrays.setdefault((lanes, row_bytes), [])
-        for array in arrays:
-            if sys.getrefcount(array) == _IDLE_REFERENCES:
-                return array
-        fresh: NDArray[np.uint8] = torch.empty(lanes, row_bytes, dtype=torch.uint8).numpy()
-        arrays.append(fresh)
-        return fresh
+    def _idle(self, size: int) -> NDArray[np.uint8]:
+        """The smallest idle buffer that is large enough; else a new one, and the idle ones are let go."""
+        idle = [k for k in range(len(self._buffers)) if sys.getrefcount(self._buffers[k]) == _IDLE_REFERENCES]
+        enough = [k for k in idle if self._buffers[k].nbytes >= size]
+        if enough:
+            return self._buffers[min(enough, key=lambda k: self._buffers[k].nbytes)]
+        self._buffers = [buffer for k, buffer in enumerate(self._buffers) if k not in idle]
+        self._buffers.append(torch.empty(size, dtype=torch.uint8).numpy())
+        return self._buffers[-1]
 
     @property
     def bytes(self) -> int:
         """Memory held, in use or idle."""
-        return sum(array.nbytes for arrays in self._arrays.values() for array in arrays)
+        return sum(buffer.nbytes for buffer in self._buffers)

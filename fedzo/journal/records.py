@@ -92,6 +92,11 @@ class Commit:
     learning_rate: float
     reports: tuple[ClientReport, ...]
 
+    @property
+    def loss(self) -> float:
+        """Mean training loss over all examples."""
+        return sum(r.loss * r.examples for r in self.reports) / sum(r.examples for r in self.reports)
+
 
 @dataclass(frozen=True, slots=True)
 class Void:

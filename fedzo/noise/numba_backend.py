@@ -138,6 +138,8 @@ def _commit(low, high, state, segments, tensors, gaussian, seeds, tables):
         row, start, size, source, _ = segments[k]
         begin, stop = start + max(low - passed, 0), start + min(high - passed, size)
         passed += size
+        if begin >= stop:
+            continue
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
             part = state[source + a - start : source + b - start]
@@ -156,6 +158,8 @@ def _materialise(low, high, state, segments, tensors, gaussian, seeds, tables, s
         row, start, size, source, target = segments[k]
         begin, stop = start + max(low - passed, 0), start + min(high - passed, size)
         passed += size
+        if begin >= stop:
+            continue
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
             part = state[source + a - start : source + b - start]

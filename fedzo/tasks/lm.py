@@ -28,12 +28,11 @@ def lm_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 def make_windows(rows: Sequence[Row], tokenizer: Any, max_length: int) -> Windows:
     """Token windows of some rows: int64, `max_length` each but the last; a rest of one token is dropped."""
+    separated = tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]
+    end = [] if separated or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
     for row in rows:
-        tokens = tokenizer(row.text)["input_ids"]
-        if tokens == tokenizer(row.text, add_special_tokens=False)["input_ids"] and tokenizer.eos_token_id is not None:
-            tokens = [*tokens, tokenizer.eos_token_id]
-        stream += tokens
+        stream += [*tokenizer(row.text)["input_ids"], *end]
     ids = np.array(stream, dtype=np.int64)
     windows = [ids[low : low + max_length] for low in range(0, len(ids), max_length)]
     return [window for window in windows if len(window) > 1]
