@@ -77,7 +77,7 @@ class Skeleton:
     """
 
     def __init__(self, model: nn.Module, manifest: Manifest, dtype: torch.dtype) -> None:
-        self.model = model.eval()
+        model.eval()
         self.fetch: Callable[[int, tuple[int, ...]], torch.Tensor] | None = None
         """Gives a tensor's weight to the running lane, bringing its block in; None where no lane runs."""
         blocks = find_blocks(model, {spec.name: index for index, spec in enumerate(manifest)})
