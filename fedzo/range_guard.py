@@ -76,7 +76,7 @@ class RangeGuard:
     @property
     def totals(self) -> dict[int, int]:
         """A(s) of every seed for which it is not 0."""
-        return self._seeds.nonzero()
+        return dict(self._seeds.nonzero())
 
     @property
     def share_used(self) -> float:

@@ -1,69 +1,60 @@
-"""The total of every seed that a run has used, in 24 bytes a seed: sorted columns, and the latest seeds beside them.
+"""The total of every seed that a run has used, in a temporary database: memory does not grow with the seeds.
 
-Seeds of a run are as many as its reports, so a dictionary of them would be most of what a server holds. Looked up are a
-record's few seeds at a time. New ones go into a small dictionary, and that into the columns when it is full.
+Seeds of a run are as many as its reports, so a dictionary of them would be most of what a server holds. SQLite keeps a
+cache of two megabytes and puts the rest into a file without a name, which the system takes back with the process.
 """
 
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-_RECENT = 1024
-"""Seeds beside the columns at the least; of many more a 64th, so that merging stays cheap for each seed."""
+_SIGN = 2**63
+"""SQLite's integers are signed: a seed is its key plus this."""
+_TABLE = "CREATE TABLE seeds (seed INTEGER PRIMARY KEY, total INTEGER, anchor INTEGER, anchored INTEGER)"
+_FIND = "SELECT total, CASE WHEN anchored = ? THEN anchor ELSE total END FROM seeds WHERE seed = ?"
+_PUT = "INSERT OR REPLACE INTO seeds VALUES (?, ?, ?, ?)"
 
 
 class SeedTotals:
     """A(s) of every seed, and Aₚ(s), what it was at the last `anchor`; both 0 for a seed never set."""
 
     def __init__(self) -> None:
-        self._seeds = np.empty(0, dtype=np.uint64)
-        self._rows = np.empty((2, 0), dtype=np.int64)
-        """A and Aₚ of `_seeds`, which are sorted."""
-        self._recent: dict[int, tuple[int, int]] = {}
-        """The same of seeds that were set last, which counts where the columns have another."""
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute(_TABLE)
+        self._anchored = 0
+        """How often `anchor` was called. A row with less than that was not set since: its Aₚ is its A."""
 
     def of(self, seeds: Sequence[int]) -> NDArray[np.int64]:
         """int64[2, seeds]: A and Aₚ."""
-        found = np.zeros((2, len(seeds)), dtype=np.int64)
-        if len(self._seeds):
-            asked = np.array(seeds, dtype=np.uint64)
-            where = np.minimum(np.searchsorted(self._seeds, asked), len(self._seeds) - 1)
-            found = np.where(self._seeds[where] == asked, self._rows[:, where], 0)
-        for k, seed in enumerate(seeds):
-            if (recent := self._recent.get(seed)) is not None:
-                found[:, k] = recent
-        return found
+        find = self._database.execute
+        rows = [find(_FIND, (self._anchored, seed - _SIGN)).fetchone() or (0, 0) for seed in seeds]
+        return np.array(rows, dtype=np.int64).reshape(-1, 2).T
 
     def put(self, totals: Mapping[int, int], anchors: Sequence[int]) -> None:
-        """Set A of some seeds, whose Aₚ is as `of` found it."""
-        self._recent.update(zip(totals, zip(totals.values(), anchors, strict=True), strict=True))
-        if len(self._recent) > max(_RECENT, len(self._seeds) >> 6):
-            self._merge()
+        """Set A of some seeds, whose Aₚ is as `of` found it.
+
+        Raises:
+            OSError: there is no room for the file.
+        """
+        rows = zip(totals.items(), anchors, strict=True)
+        try:
+            self._database.execute("BEGIN")
+            self._database.executemany(_PUT, ((seed - _SIGN, a, anchor, self._anchored) for (seed, a), anchor in rows))
+            self._database.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"the totals of the run's seeds could not be kept in a temporary file: {error}; free some room, or "
+                "name a directory that has it in the variable SQLITE_TMPDIR (/var/tmp is taken else), and start again"
+            ) from error
 
     def anchor(self) -> None:
         """Aₚ = A, for all seeds."""
-        self._merge()
-        self._rows[1] = self._rows[0]
+        self._anchored += 1
 
-    def nonzero(self) -> dict[int, int]:
-        """Seed → A, where that is not 0."""
-        self._merge()
-        return {seed: total for seed, total in zip(self._seeds.tolist(), self._rows[0].tolist(), strict=True) if total}
-
-    def _merge(self) -> None:
-        """Bring the columns up to date, and forget seeds of which both are 0."""
-        if not self._recent:
-            return
-        seeds = np.array(sorted(self._recent), dtype=np.uint64)
-        rows = np.array([self._recent[seed] for seed in seeds.tolist()], dtype=np.int64).T
-        self._recent = {}
-        where = np.searchsorted(self._seeds, seeds)
-        known = where < len(self._seeds)
-        known[known] = self._seeds[where[known]] == seeds[known]
-        self._rows[:, where[known]] = rows[:, known]
-        self._seeds = np.insert(self._seeds, where[~known], seeds[~known])
-        self._rows = np.insert(self._rows, where[~known], rows[:, ~known], axis=1)
-        kept = self._rows.any(axis=0)
-        if not kept.all():
-            self._seeds, self._rows = self._seeds[kept], self._rows[:, kept]
+    def nonzero(self) -> Iterator[tuple[int, int]]:
+        """Seeds and their A, where that is not 0."""
+        for key, total in self._database.execute("SELECT seed, total FROM seeds WHERE total"):
+            yield key + _SIGN, total
