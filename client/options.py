@@ -9,7 +9,7 @@ from fedzo.coordinator.calibration import most_directions
 from fedzo.errors import ConfigError, ProtocolError
 from fedzo.journal import Rules
 from fedzo.noise import BACKENDS, COEFFICIENT_BITS
-from fedzo.run_options import require_choice, require_range
+from fedzo.options.checks import require_choice, require_range
 from fedzo.tiers import COPIES, TIERS
 
 DTYPES = ("float32", "bfloat16", "float16")

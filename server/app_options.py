@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from fedzo.config import parse_options
 from fedzo.errors import ConfigError
+from fedzo.options.checks import MOST, require_choice, require_range
+from fedzo.options.reading import options_of_run
+from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import MOST, RunOptions, options_of_run, require_choice, require_range
 from fedzo.wire.invitation import RUN_NAME
 
 TRANSPORTS = ("session", "messages")

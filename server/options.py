@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fedzo.errors import ConfigError
 from fedzo.loopback import is_loopback
-from fedzo.run_options import MOST, RunOptions, require_range
+from fedzo.options.checks import MOST, require_range
+from fedzo.options.run import RunOptions
 
 PLACES = ("model", "tls_cert", "tls_key", "tls_ca", "tokens", "evaluate_on")
 """Options that may name a file or directory."""

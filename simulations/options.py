@@ -6,7 +6,8 @@ from typing import Annotated
 from fedzo.errors import ConfigError
 from fedzo.journal import Rules
 from fedzo.noise import get_backend
-from fedzo.run_options import MOST, RunOptions, require_built, require_choice, require_range
+from fedzo.options.checks import MOST, require_built, require_choice, require_range
+from fedzo.options.run import RunOptions
 from fedzo.tasks.partition import held_out_every
 from fedzo.tiers import COPIES, TIERS
 
