@@ -10,7 +10,7 @@ from fedzo.coordinator.calibration import most_directions
 from fedzo.errors import ConfigError, ProtocolError
 from fedzo.journal import Rules
 from fedzo.noise import COEFFICIENT_BITS
-from fedzo.options.checks import require_choice, require_range
+from fedzo.options.checks import require_address, require_choice, require_range
 from fedzo.options.compute import ComputeOptions
 from fedzo.tiers import TIERS
 
@@ -32,8 +32,7 @@ class ConnectionOptions:
 
     def __post_init__(self) -> None:
         """Raises ConfigError, naming the option."""
-        if self.address.rpartition(":")[0] == "" or not self.address.rpartition(":")[2].isdigit():
-            raise ConfigError(f"the server's address is {self.address!r}; expected HOST:PORT")
+        require_address("the server's address", self.address)
         if (self.cert is None) is not (self.key is None):
             raise ConfigError("options --cert and --key belong together; give both or none")
 

@@ -20,6 +20,13 @@ def require_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ConfigError(f"{name} {value!r} is unknown; choose one of: {', '.join(choices)}")
 
 
+def require_address(what: str, value: str) -> None:
+    """Raises ConfigError for what is no HOST:PORT."""
+    host, _, port = value.rpartition(":")
+    if host == "" or not port.isdigit():
+        raise ConfigError(f"{what} is {value!r}; expected HOST:PORT")
+
+
 def require_built(name: str, value: str, only: str) -> None:
     """Raises ConfigError for a value that will have a meaning, but has none yet."""
     if value != only:
