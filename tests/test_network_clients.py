@@ -155,7 +155,7 @@ def test_a_client_with_another_base_or_tokenizer_is_refused_by_name(federation, 
     assert found.position == 0
 
 
-def test_a_client_gives_up_when_its_patience_ends(federation, nursery):
+def test_a_client_gives_up_when_its_patience_ends(federation):
     found = federation(clients=1)
     found.server = client = found.start_client(0, "--patience", 1)
     assert client.wait() == 1
