@@ -34,7 +34,7 @@ def tier_within(
         tier: one of `fedzo.tiers.TIERS`; `auto` takes memory where that is enough, else the disk.
         manifest, scope: of the run.
         itemsize: bytes of a weight in the compute type.
-        compute_copy: one of `fedzo.compute_copy.COPIES`; it lies where the state does.
+        compute_copy: one of `fedzo.tiers.COPIES`; it lies where the state does.
         most_bytes: the limit.
 
     Raises:

@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Annotated
 
 from fedzo.coordinator import History, Plan, Purpose
 from fedzo.coordinator.calibration import most_directions
 from fedzo.errors import ConfigError, ProtocolError
 from fedzo.journal import Rules
-from fedzo.noise import BACKENDS, COEFFICIENT_BITS
-from fedzo.run_options import require_choice, require_range
-from fedzo.tiers import COPIES, TIERS
-
-DTYPES = ("float32", "bfloat16", "float16")
+from fedzo.noise import COEFFICIENT_BITS
+from fedzo.options.checks import require_address, require_choice, require_range
+from fedzo.options.compute import ComputeOptions
+from fedzo.tiers import TIERS
 
 GIB = 2.0**30
 
@@ -32,8 +32,7 @@ class ConnectionOptions:
 
     def __post_init__(self) -> None:
         """Raises ConfigError, naming the option."""
-        if self.address.rpartition(":")[0] == "" or not self.address.rpartition(":")[2].isdigit():
-            raise ConfigError(f"the server's address is {self.address!r}; expected HOST:PORT")
+        require_address("the server's address", self.address)
         if (self.cert is None) is not (self.key is None):
             raise ConfigError("options --cert and --key belong together; give both or none")
 
@@ -79,39 +78,52 @@ class Limits:
             raise ProtocolError(f"a plan is for {'ticket' if alone else 'round'} {plan.round}; the run has {most}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """How a client's rows are read, and which of them it holds out."""
+
+    eval_data: Annotated[str, "Held-out rows: a source, or every:N of the rows, or none."] = "every:10"
+    eval_batch_size: Annotated[int, "Held-out examples of a batch; 0 takes as many as in training."] = 0
+    text_field: Annotated[str, "Field that holds the text."] = "text"
+
+    def check_rows(self) -> None:
+        """Raises ConfigError, naming the option."""
+        require_range("eval-batch-size", self.eval_batch_size, 0, 2**32)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkOptions:
+class PartOptions(ComputeOptions, RowOptions):
+    """How a client takes part, which it decides alone: on its command line, or in its node's config."""
+
+    state: Annotated[str, "Where the exact state lives: host (memory), disk (streamed), or auto."] = "auto"
+    max_steps: Annotated[int, "Most directions times local steps that a round may ask for."] = 1024
+    max_batch: Annotated[int, "Most examples of a step."] = 1024
+    max_epsilon: Annotated[float, "Largest perturbation."] = 0.1
+    max_memory: Annotated[float, "Most memory of this process, GiB; 0 sets no limit."] = 0.0
+    patience: Annotated[float, "Seconds without a server after which the client gives up."] = 3600.0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError, naming the option."""
+        self.check_compute()
+        self.check_rows()
+        require_choice("state", self.state, TIERS)
+        require_range("max-memory", self.max_memory, 0.0, 2.0**20)
+        require_range("patience", self.patience, 0.0, 2.0**32)
+
+    @property
+    def limits(self) -> Limits:
+        """The most that it does."""
+        return Limits(steps=self.max_steps, batch=self.max_batch, epsilon=self.max_epsilon, memory_gib=self.max_memory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOptions(PartOptions):
     """What a client works with, however it is told what to do."""
 
-    limits: Limits
     model: str
     data: str
     directory: Path
     name: str
-    eval_data: str
-    eval_batch_size: int
-    """Held-out examples of a batch; 0 takes as many as in training."""
-    text_field: str
-    dtype: str
-    threads: int
-    """CPU threads; 0 takes all cores."""
-    backend: str
-    state: str
-    """Where the exact state lives: one of `fedzo.tiers.TIERS`."""
-    compute_copy: str
-    """What forward passes read: one of `fedzo.tiers.COPIES`."""
-    directions_per_pass: int
-    """Directions whose forward passes go through the model together."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError, naming the option."""
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("state", self.state, TIERS)
-        require_choice("compute-copy", self.compute_copy, COPIES)
-        require_choice("backend", self.backend, ("auto", *BACKENDS))
-        require_range("threads", self.threads, 0, 2**16)
-        require_range("eval-batch-size", self.eval_batch_size, 0, 2**32)
-        require_range("directions-per-pass", self.directions_per_pass, 1, 2**16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +131,3 @@ class ClientOptions(WorkOptions):
     """A client that connects to a server."""
 
     connection: ConnectionOptions
-    patience_s: float
-    """Seconds without a server after which the client gives up."""
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError, naming the option."""
-        WorkOptions.__post_init__(self)
-        require_range("patience", self.patience_s, 0.0, 2.0**32)
-        require_range("max-memory", self.limits.memory_gib, 0.0, 2.0**20)

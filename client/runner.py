@@ -67,7 +67,7 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
     Raises:
         FedzoError: base, data or journal cannot be used, or the server refused; by name.
     """
-    reach = Reach(options.connection.address, options.patience_s, stop, say)
+    reach = Reach(options.connection.address, options.patience, stop, say)
     journal = await _journal(options, reach, say)
     if journal is None:
         return None
@@ -92,7 +92,7 @@ async def _stay(options: ClientOptions, participant: Participant, home: Home, st
         leave = asyncio.Event()
         watching = [asyncio.create_task(work) for work in (pause.watch(leave), _pass_on(stop, leave))]
         try:
-            reach = Reach(options.connection.address, options.patience_s, leave, say)
+            reach = Reach(options.connection.address, options.patience, leave, say)
             await participant.run(options.connection, reach, leave)
         finally:
             for task in watching:

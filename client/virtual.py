@@ -18,6 +18,7 @@ from fedzo.estimate import LANES, Estimator, weights_of
 from fedzo.journal import Genesis
 from fedzo.journal.copies import MemoryJournal
 from fedzo.noise import COEFFICIENT_BITS, get_backend
+from fedzo.options.compute import ComputeOptions
 from fedzo.scopes.base import scoped
 from fedzo.tasks import get_task
 from fedzo.tasks.dealing import client_names, deal_rows
@@ -30,32 +31,23 @@ from fedzo.wire.turns import genesis_contents
 from fedzo.worker import ClientData, Worker
 
 from .home import Home, Say
-from .options import Limits
+from .options import Limits, RowOptions
 from .participant import Participant
 from .turns import Seat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VirtualOptions:
-    """What all virtual clients of a run work with."""
+class VirtualOptions(ComputeOptions, RowOptions):
+    """What all virtual clients of a run work with; without `threads`, with those that their process was given."""
 
     model: Annotated[str, "The run's base: checkpoint directory or hub name."]
     data: Annotated[str, "Rows that are dealt to the nodes; only in Flower's simulation."]
-    eval_data: Annotated[str, "Held-out rows: a source, or every:N of the rows of each node, or none."] = "every:10"
-    eval_batch_size: Annotated[int, "Held-out examples of a batch; 0 takes as many as in training."] = 0
-    text_field: Annotated[str, "Field that holds the text."] = "text"
     partition: Annotated[str, "How rows are dealt: iid, by:FIELD, or dirichlet:FIELD:ALPHA."] = "iid"
-    dtype: Annotated[str, "Compute type: float32, bfloat16 or float16."] = "float32"
-    compute_copy: Annotated[
-        str,
-        "What forward passes read: none (the state itself), or a copy of it in bf16, fp16 or int8.",
-    ] = "none"
-    directions_per_pass: Annotated[
-        int,
-        "Directions that go through the model together; what is streamed is read once for all of them.",
-    ] = 1
-    threads: Annotated[int, "CPU threads; 0 takes those that the process was given."] = 0
-    backend: Annotated[str, "Who makes the noise: auto, numba, torch, reference."] = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError, naming the option."""
+        self.check_compute()
+        self.check_rows()
 
 
 _SEATS: dict[bytes, Seat] = {}

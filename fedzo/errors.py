@@ -47,7 +47,7 @@ class BaseMismatchError(FedzoError):
 
 
 class RangeGuardError(FedzoError):
-    """Entries would leave the range in which the fixed-point state is exact (NUMERICS, "Range guard")."""
+    """Entries would leave the range in which the fixed-point state is exact (docs/numerics.md, "Range guard")."""
 
 
 class EstimationError(FedzoError):

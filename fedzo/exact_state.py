@@ -130,10 +130,6 @@ class ExactState:
         self.drift.add(entries)
         self._integers.add(entries)
 
-    def invalidate_digest(self) -> None:
-        """Forget the digest and maxima kept from the last call; whoever writes to the integers calls it."""
-        self._integers.forget_survey()
-
     @property
     def state(self) -> torch.Tensor:
         """All integers, int32[manifest.elements]; where they are in memory, these themselves."""

@@ -92,7 +92,7 @@ class Integers:
             for seed, total in before.items():
                 self._stored.setdefault(seed, total)
             self._stored = {seed: total for seed, total in self._stored.items() if total != self.totals.get(seed, 0)}
-            self.forget_survey()
+            self._forget_survey()
             if len(self._stored) > _UNCOMMITTED * self.store.patience:
                 self.rewrite()
 
@@ -150,7 +150,7 @@ class Integers:
         for piece in self.store.read(tensors):
             survey.add(piece)
 
-    def forget_survey(self) -> None:
+    def _forget_survey(self) -> None:
         """The integers have changed."""
         self._survey = None
 
@@ -164,4 +164,4 @@ class Integers:
 
     def _are_whole(self) -> None:
         self._stored, self.whole = {}, True
-        self.forget_survey()
+        self._forget_survey()

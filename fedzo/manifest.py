@@ -1,6 +1,6 @@
 """The manifest: which tensors are trained, in which order, and the fixed-point exponent of each.
 
-Written once into a journal's genesis and never derived again (NUMERICS, "State"). Its order gives every tensor
+Written once into a journal's genesis and never derived again (docs/numerics.md, "State"). Its order gives every tensor
 the index that noise is made with.
 """
 
@@ -73,7 +73,7 @@ class Manifest:
         return sum(t.size for t in self.tensors)
 
     def to_bytes(self) -> bytes:
-        """The bytes that digests cover (NUMERICS, "Digests")."""
+        """The bytes that digests cover (docs/numerics.md, "Digests")."""
         parts = [MAGIC, struct.pack("<I", len(self.tensors))]
         for tensor in self.tensors:
             parts += [frame(tensor.name, tensor.shape), struct.pack("<iI", tensor.exponent, tensor.max_abs)]

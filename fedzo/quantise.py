@@ -1,4 +1,4 @@
-"""From float weights to the fixed-point state (NUMERICS, "State"), a part of a tensor at a time."""
+"""From float weights to the fixed-point state (docs/numerics.md, "State"), a part of a tensor at a time."""
 
 from collections.abc import Iterator
 from math import isfinite
@@ -29,7 +29,7 @@ def describe_model(model: torch.nn.Module) -> Manifest:
 
 
 def describe_tensor(name: str, weight: torch.Tensor) -> TensorSpec:
-    """Shape, exponent and largest magnitude of a weight (NUMERICS, "State").
+    """Shape, exponent and largest magnitude of a weight (docs/numerics.md, "State").
 
     Raises:
         CheckpointError: non-finite values, a complex or integer type, or max|w| > 2²⁰; names the tensor.

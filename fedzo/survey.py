@@ -1,4 +1,4 @@
-"""What a pass over a state finds: its digest and each tensor's largest magnitude (NUMERICS, "Digests")."""
+"""What a pass over a state finds: its digest and each tensor's largest magnitude (docs/numerics.md, "Digests")."""
 
 from blake3 import blake3
 

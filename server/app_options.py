@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from fedzo.config import parse_options
 from fedzo.errors import ConfigError
+from fedzo.options.checks import MOST, require_address, require_choice, require_range
+from fedzo.options.reading import options_of_run
+from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import MOST, RunOptions, options_of_run, require_choice, require_range
 from fedzo.wire.invitation import RUN_NAME
 
 TRANSPORTS = ("session", "messages")
@@ -52,8 +54,7 @@ class AppOptions(RunOptions):
             require_range(name, getattr(self, name), 0.0, MOST)
         if RUN_NAME.fullmatch(self.name) is None:
             raise ConfigError(f"option name is {self.name!r}; expected up to 64 letters, digits, '.', '_', '-'")
-        if self.listen.rpartition(":")[0] == "" or not self.listen.rpartition(":")[2].isdigit():
-            raise ConfigError(f"option listen is {self.listen!r}; expected HOST:PORT")
+        require_address("option listen", self.listen)
         if self.reached_at in ("0.0.0.0", "[::]"):
             raise ConfigError(f"option host must be given: the nodes cannot reach {self.reached_at}")
 

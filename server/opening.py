@@ -2,8 +2,8 @@
 
 from fedzo.config import write_toml
 from fedzo.journal import Genesis, Journal
+from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import RunOptions
 
 
 def open_journal(run: RunDirectory, options: RunOptions, *, resume: bool) -> Journal:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from fedzo.errors import ConfigError
 from fedzo.loopback import is_loopback
-from fedzo.run_options import MOST, RunOptions, require_range
+from fedzo.options.checks import MOST, require_address, require_range
+from fedzo.options.run import RunOptions
 
 PLACES = ("model", "tls_cert", "tls_key", "tls_ca", "tokens", "evaluate_on")
 """Options that may name a file or directory."""
@@ -40,8 +41,7 @@ class ServerOptions(RunOptions):
         RunOptions.__post_init__(self)
         require_range("gather", self.gather, 0.0, MOST)
         require_range("linger", self.linger, 0.0, MOST)
-        if self.listen.rpartition(":")[0] == "" or not self.listen.rpartition(":")[2].isdigit():
-            raise ConfigError(f"option listen is {self.listen!r}; expected HOST:PORT")
+        require_address("option listen", self.listen)
         if self.insecure:
             self._check_insecure()
         elif not (self.tls_cert and self.tls_key):

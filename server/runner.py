@@ -13,8 +13,8 @@ import grpc
 from rich.console import Console
 
 from fedzo.journal import Journal, Record
+from fedzo.options.reading import options_of_run
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import options_of_run
 
 from .access import Access, read_tokens, server_credentials
 from .display import RecordLines

@@ -15,8 +15,8 @@ from fedzo.config import option_name, parse_options
 from fedzo.errors import ConfigError
 from fedzo.estimate import Batch, Loss, Measure, model_loss
 from fedzo.journal import Commit, Evaluation, JournalContents, read_journal, records
+from fedzo.options.reading import options_of_run
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import options_of_run
 from fedzo.scopes.base import scoped_model
 from fedzo.tasks.examples import ClientExamples
 from fedzo.tasks.task import Measured

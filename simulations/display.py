@@ -38,7 +38,6 @@ class Display:
         )
         self._task = self._bar.add_task("", total=rounds, completed=done, status="")
         self._last_s = time.monotonic()
-        self._voids = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -60,7 +59,6 @@ class Display:
                 f"round {record.round}: held-out loss {body.loss:.4f}{metric} ({counted(len(body.clients), 'client')})"
             )
         elif isinstance(body, Void):
-            self._voids += 1
             self._console.print(f"round {record.round}: void, {body.reason}")
             self._bar.update(self._task, completed=record.round)
         elif isinstance(body, Calibration):

@@ -13,9 +13,9 @@ from fedzo.config import make_options, option_name, parse_options, read_toml
 from fedzo.errors import ConfigError, DataError
 from fedzo.estimate import Batch, Estimator, Measure
 from fedzo.noise.draws import epoch_order
+from fedzo.options.checks import MOST, require_choice, require_range
 from fedzo.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import MOST, require_choice, require_range
 from fedzo.tasks import get_task
 from fedzo.tasks.metrics import Answer, score
 from fedzo.tasks.rows import Row, read_rows

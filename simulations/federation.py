@@ -22,8 +22,8 @@ from fedzo.config import write_toml
 from fedzo.coordinator.calibration import most_directions
 from fedzo.errors import ConfigError, DataError, ProcessError
 from fedzo.journal import End, Journal, read_journal
+from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
-from fedzo.run_options import RunOptions
 from fedzo.statefile import save_state
 from fedzo.tasks.dealing import client_names
 from fedzo.tasks.rows import Row, read_rows

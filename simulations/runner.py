@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedzo.run_options import options_of_run
+from fedzo.options.reading import options_of_run
 from fedzo.tasks import get_task
 
 from .display import Display, show_setting

@@ -92,6 +92,11 @@ def split_frames(data: bytes) -> list[bytes]:
     return frames
 
 
+def payloads_of(path: Path) -> list[bytes]:
+    """What a whole journal holds as it was written, the genesis first."""
+    return [frame[8:-32] for frame in split_frames(path.read_bytes())]
+
+
 def chain(payloads: list[bytes]) -> bytes:
     """A journal of these payloads whose checksums and hashes all hold."""
     data, previous = HEADER, blake3(HEADER).digest()

@@ -176,7 +176,7 @@ def test_a_kill_between_a_runs_end_and_its_result_costs_nothing(compared, tmp_pa
         assert (tmp_path / "out" / result.relative_to(out)).read_bytes() == result.read_bytes()
 
 
-def test_a_row_that_is_added_is_all_that_is_run(compared, demo, tmp_path):
+def test_a_row_that_is_added_is_all_that_is_run(compared, tmp_path):
     config, out, _ = compared
     shutil.copytree(out, tmp_path / "out")
     more = tmp_path / "more.toml"

@@ -217,7 +217,7 @@ def test_a_copy_is_read_in_a_quarter_of_the_bytes(tmp_path, monkeypatch):
         assert sum(read) == itemsize * MANIFEST.tensors[4].size
 
 
-def test_a_run_from_a_copy_is_the_same_from_disk_on_another_backend_and_in_processes(demo, finished, tmp_path):
+def test_a_run_from_a_copy_is_the_same_from_disk_and_on_another_backend(demo, tmp_path):
     journals = {}
     for name, changed in (
         ("host", {}),

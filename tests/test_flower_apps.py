@@ -1,6 +1,5 @@
 """What the Flower apps do by themselves: options, invitations, and who is invited again."""
 
-import inspect
 import subprocess
 import sys
 import tomllib
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from fedzo_client.app_options import NodeOptions, options_of_node
-from fedzo_client.command import client as client_command
+from fedzo_client.options import PartOptions
 from fedzo_client.virtual import VirtualOptions
 from fedzo_server import invitations, nodes
 from fedzo_server.access import token_hash
@@ -43,9 +42,11 @@ def test_the_run_config_has_the_options_of_both_apps_with_their_defaults():
 
 
 def test_a_nodes_options_but_patience_have_the_defaults_of_the_command_line():
-    command = inspect.signature(client_command).parameters
-    optional = [field for field in fields(NodeOptions) if field.default is not MISSING and field.name != "patience"]
-    assert {field.name: field.default for field in optional} == {f.name: command[f.name].default for f in optional}
+    node, command = (
+        {field.name: field.default for field in fields(options) if field.default is not MISSING}
+        for options in (NodeOptions, PartOptions)
+    )
+    assert node | {"patience": command["patience"]} == command
 
 
 def test_a_run_is_named_after_flowers_number_of_it():

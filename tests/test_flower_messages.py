@@ -14,10 +14,10 @@ from fedzo_server import hosting, nodes, turns
 from fedzo_server.turns import Turns
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from journals import payloads_of
 
 from fedzo.errors import JournalBehindError, ServerUnreachableError
 from fedzo.journal import Commit, End, Journal, JournalContents, Void, read_journal
-from fedzo.journal.file import read_payloads
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.v1 import turns_pb2
 from fedzo.wire.turns import TURN_FIELD, TURN_RECORD, parse_turn
@@ -134,7 +134,7 @@ def carry(grid: HandGrid, journal: Path, *, patience_s: float = OVER_S, until: i
 def begun(finished, tmp_path) -> Path:
     """The journal of the finished run, as it began."""
     path = tmp_path / "journal"
-    Journal.create_copy(path, read_payloads(finished / "journal")[0]).close()
+    Journal.create_copy(path, payloads_of(finished / "journal")[0]).close()
     return path
 
 
@@ -272,7 +272,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(grid, begun, finished):
 
 def test_a_client_that_holds_more_than_the_journal_halts_the_run(grid, begun):
     carry(grid, begun, until=6)
-    rest = read_payloads(begun)[0]
+    rest = payloads_of(begun)[0]
     begun.unlink()
     Journal.create_copy(begun, rest).close()
     with pytest.raises(JournalBehindError, match="committed records were lost here"):

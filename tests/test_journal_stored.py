@@ -12,12 +12,11 @@ from fedzo_server.feed import Feed
 from helpers import make_genesis
 from hypothesis import given
 from hypothesis import strategies as st
-from journals import RECORDS, made_journal
+from journals import RECORDS, made_journal, payloads_of
 
 from fedzo.coordinator import Announce, Append, Appended, Connected, Coordinator, Report
 from fedzo.errors import JournalDamageError, JournalError
 from fedzo.journal import Journal, read_journal
-from fedzo.journal.file import read_payloads
 from fedzo.journal.stored import RECENT
 from fedzo.seed_totals import SeedTotals
 
@@ -39,7 +38,7 @@ def test_every_record_and_payload_is_there_however_far_back(tmp_path):
         assert records != [*LONG[1:], LONG[0]]
         with pytest.raises(IndexError):
             records[len(LONG)]
-        payloads = read_payloads(tmp_path / "journal")
+        payloads = payloads_of(tmp_path / "journal")
         assert [journal.payload(position) for position in range(len(LONG) + 1)] == payloads
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from federation import Federation
+from journals import payloads_of
 from network import wait_until
 
 from fedzo.journal import read_journal
-from fedzo.journal.file import read_payloads
 from fedzo.statefile import PAGE_BYTES
 from fedzo.wire.steps import encode_step
 
@@ -96,6 +96,6 @@ def same_journals(found: Federation) -> bool:
 
 def run_bytes(found: Federation) -> int:
     """Of the run's records, as the wire has them."""
-    contents, payloads = read_journal(found.run / JOURNAL), read_payloads(found.run / JOURNAL)
+    contents, payloads = read_journal(found.run / JOURNAL), payloads_of(found.run / JOURNAL)
     steps = zip(contents.records, payloads[1:], contents.hashes[1:], strict=True)
     return sum(encode_step(contents.genesis, *step).ByteSize() for step in steps)

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from journals import payloads_of
 from network import CALL_S, HandClient, Hosted, both, status_text, wait_until
 
 from fedzo.journal import Commit
@@ -105,9 +106,7 @@ def test_a_server_behind_one_of_its_clients_stops_and_says_so(host):
 
 
 def last_frame_bytes(hosted: Hosted) -> int:
-    from fedzo.journal.file import read_payloads
-
-    return len(read_payloads(hosted.path / "journal")[-1]) + 40
+    return len(payloads_of(hosted.path / "journal")[-1]) + 40
 
 
 def test_a_record_of_another_branch_stops_the_server_too(host):

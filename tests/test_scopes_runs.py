@@ -243,7 +243,7 @@ def test_golden_first_weights_of_an_adapter(tiny_model):
     assert found == ["-0x1.2423a40000000p-5", "-0x1.83fab80000000p-9", "0x1.c006180000000p-8", "-0x1.02f10c0000000p-3"]
 
 
-def test_the_identity_of_the_base_is_that_of_all_of_it(demo, tmp_path):
+def test_the_identity_of_the_base_is_that_of_all_of_it(demo):
     whole, part = load_base(demo.model), scoped(load_base(demo.model), LORA, 0)
     assert part.digest == whole.digest
     replica = Replica.from_base(part, Distribution.RADEMACHER)

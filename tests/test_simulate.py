@@ -25,7 +25,7 @@ def shown(run: Path) -> dict:
     return json.loads(fedzo("journal", "show", run, "--json").stdout)
 
 
-def test_a_run_learns_and_says_what_it_did(finished, demo):
+def test_a_run_learns_and_says_what_it_did(finished):
     view = shown(finished)
     kinds = [record["kind"] for record in view["records"]]
     assert kinds.count("commit") == 12
@@ -227,7 +227,7 @@ def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_dirty_or_missing_state_file_is_rebuilt_from_the_journal(demo, finished, tmp_path):
+def test_a_dirty_or_missing_state_file_is_rebuilt_from_the_journal(finished, tmp_path):
     run = tmp_path / "run"
     for damage in ("dirty", "missing"):
         shutil.rmtree(run, ignore_errors=True)
@@ -246,7 +246,7 @@ def test_a_dirty_or_missing_state_file_is_rebuilt_from_the_journal(demo, finishe
 # ── refusals: the offending name, and nothing half-written ──────────────────────────────────────────
 
 
-def test_an_unknown_option_in_the_config_names_the_nearest(demo, tmp_path):
+def test_an_unknown_option_in_the_config_names_the_nearest(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text("learning-rte = 1\n")
     assert "'learning-rte' is unknown" in refused("simulate", "--config", config, "--out", tmp_path / "run")

@@ -46,7 +46,7 @@ def test_a_run_on_disk_says_measures_and_exports_what_it_does_in_memory(finished
     assert {path.name for path in finished.iterdir()} == names
 
 
-def test_the_state_asked_for_is_the_state_used(finished, tmp_path):
+def test_the_state_asked_for_is_the_state_used(finished):
     stores = [type(rebuild(RunDirectory(finished), state=state)[0].store) for state in STATES]
     assert stores == [HostStore, DiskStore]
 
@@ -77,7 +77,7 @@ def test_an_architectures_export_loads_as_the_same_weights(name, demo, tmp_path)
         assert torch.equal(again.weights(index), replica.weights(index))
 
 
-def test_what_has_no_state_is_refused_by_name(finished, demo, tmp_path):
+def test_what_has_no_state_is_refused_by_name(finished, demo):
     assert "which alone has a state" in refused("generate", demo.model, "--prompt", "x", "--state", "disk")
     assert "which alone has a state" in refused("evaluate", demo.model, "--data", demo.data, "--state", "disk")
     assert "state 'ram' is unknown" in refused("evaluate", finished, "--state", "ram")

@@ -41,11 +41,11 @@ def plan_memory(
 
     Activations are those of the model's own code, run without values. Rates are measured here, in a few seconds.
     """
+    from fedzo.options.checks import require_choice, require_range
     from fedzo.plan.forward import outline
     from fedzo.plan.machine import measure_machine
     from fedzo.plan.memory import Asked, process_bytes, step_seconds
     from fedzo.plan.memory import plan_memory as plan
-    from fedzo.run_options import require_choice, require_range
     from fedzo.tiers import COPIES, TIERS
     from fedzo.tiers.choice import free_bytes
 

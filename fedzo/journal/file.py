@@ -77,13 +77,6 @@ def read_journal(path: Path) -> JournalContents:
     return JournalContents(genesis, list(hashes), records, valid_bytes=ends[-1], torn_bytes=len(data) - ends[-1])
 
 
-def read_payloads(path: Path) -> list[bytes]:
-    """The payload of every whole frame as written, the genesis first; raises as `read_journal`."""
-    data = path.read_bytes()
-    _check_header(path, data)
-    return [payload for payload, _, _ in _frames(path, data)]
-
-
 def decode_journal(path: Path, data: bytes) -> Iterator[tuple[Genesis | Record, bytes, int]]:
     """Every whole frame's content, record hash and end offset, the genesis first; raises as `read_journal`.
 

@@ -128,7 +128,7 @@ def projected_gradient(loss_plus: float, loss_minus: float, epsilon: int) -> flo
 
 
 def to_coefficient(value: float) -> int:
-    """A float64 coefficient rounded half to even to units of 2⁻⁴⁰ (NUMERICS, "From scalars to coefficients")."""
+    """A coefficient rounded half to even to units of 2⁻⁴⁰ (docs/numerics.md, "From scalars to coefficients")."""
     return round(value * 2.0**COEFFICIENT_BITS)
 
 

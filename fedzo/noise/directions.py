@@ -1,4 +1,4 @@
-"""Directions z(seed): the symbol of every element, and what a symbol means (NUMERICS, "Directions").
+"""Directions z(seed): the symbol of every element, and what a symbol means (docs/numerics.md, "Directions").
 
 A direction is stored as small integers, *symbols*, an element depends on (seed, tensor, element) alone:
 

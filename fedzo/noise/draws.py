@@ -41,7 +41,7 @@ def _first64(words: Words) -> NDArray[np.uint64]:
 
 
 def derived_seeds(run_seed: int, round_number: int, client: int, count: int) -> list[int]:
-    """Seeds 0..count−1 of a round for one client index (NUMERICS, "Directions", d = 3)."""
+    """Seeds 0..count−1 of a round for one client index (docs/numerics.md, "Draws from the run's seed", tag 3)."""
     return [int(s) for s in _first64(_block(run_seed, TAG_SEED, np.arange(count), client, round_number))]
 
 

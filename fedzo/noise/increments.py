@@ -1,6 +1,6 @@
 """Integer steps: how far an entry moves a tensor, as a function of the seed's total coefficient.
 
-This is the whole of the state's algebra (NUMERICS, "State"). For a seed whose total goes from A to A′ every
+This is the whole of the state's algebra (docs/numerics.md, "State"). For a seed whose total goes from A to A′ every
 element moves by f(A′) − f(A), modulo 2³², with
 
     f(A) = sgn(A·z) · ⌊(|A·z| + δ) / 2^σ⌋,   σ = 40 + fraction_bits − e,   δ = ⌊D(seed, tensor) · 2^σ / 2³²⌋

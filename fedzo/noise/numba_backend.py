@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedzo.noise.directions import Distribution
 from fedzo.noise.increments import Segment, StepTables
@@ -33,14 +34,30 @@ _I32 = np.int32
 
 _GROUP = 4096
 """Elements worked on at a time: integers of a few lanes stay in the first-level cache."""
-_NO_MASK = np.empty(0, np.int32)
 _PARALLEL = 1 << 16
 """Below this many elements a second thread costs more than it brings."""
 
 
+class _Given(NamedTuple):
+    """What both kernels work on: the state, segments of it, and what to add to them."""
+
+    state: NDArray[np.int32]
+    segments: NDArray[np.int64]
+    """[segments, 5]: the fields of `Segment`."""
+    tensors: NDArray[np.int64]
+    gaussian: bool
+    seeds: NDArray[np.uint64]
+    moves: NDArray[np.bool_]
+    tables: NDArray[np.int32]
+    mask: NDArray[np.uint32]
+    """Empty where everything is touched."""
+    mask_starts: NDArray[np.int64]
+
+
 @kernel
-def _sum_group(values, offset, first, tensor, gaussian, seeds, moves, tables, mask, mask_start, words, totals):
-    """totals[lane, offset:] = values + the lane's increments, for a group that starts at element `first`."""
+def _sum_group(values, offset, first, k, given, words, totals):
+    """totals[lane, offset:] = values + the lane's increments, for a group of segment k that starts at `first`."""
+    gaussian, mask, row = given.gaussian, given.mask, given.segments[k, 0]
     per_block = 8 if gaussian else 128
     used = words[: 4 * ((offset + values.shape[0] + per_block - 1) // per_block)]
     for lane in range(totals.shape[0]):
@@ -48,13 +65,13 @@ def _sum_group(values, offset, first, tensor, gaussian, seeds, moves, tables, ma
     own = np.empty(_GROUP // 32 if mask.shape[0] else 0, np.uint32)
     if mask.shape[0]:
         for q in range(offset // 32, (offset + values.shape[0] + 31) // 32):
-            own[q] = mask[mask_start + first // 32 + q]
-    for s in range(seeds.shape[0]):
-        if not moves[s]:
+            own[q] = mask[given.mask_starts[k] + first // 32 + q]
+    for s in range(given.seeds.shape[0]):
+        if not given.moves[row, s]:
             continue
-        fill_words(first // per_block, tensor, 1 if gaussian else 0, seeds[s], used)
+        fill_words(first // per_block, given.tensors[row], 1 if gaussian else 0, given.seeds[s], used)
         for lane in range(totals.shape[0]):
-            total, table = totals[lane], tables[s, lane]
+            total, table = totals[lane], given.tables[row, s, lane]
             if gaussian and mask.shape[0]:
                 add_masked_quantiles(total, used, own, table)
             elif gaussian:
@@ -66,34 +83,32 @@ def _sum_group(values, offset, first, tensor, gaussian, seeds, moves, tables, ma
 
 
 @kernel
-def _commit(low, high, state, segments, tensors, gaussian, seeds, moves, tables, mask, mask_starts):
+def _room(given, lanes):
+    """Memory for a group: the words of a seed, and the sum of every lane."""
+    return np.empty(_GROUP // (2 if given.gaussian else 32), np.uint32), np.zeros((lanes, _GROUP), np.int32)
+
+
+@kernel
+def _within(low, high, passed, start, size):
+    """Which elements of a segment lie in low..high−1 of all segments laid end to end, `passed` before it."""
+    return start + max(low - passed, 0), start + min(high - passed, size)
+
+
+@kernel
+def _commit(low, high, given):
     """Elements low..high−1 of the segments laid end to end."""
-    words = np.empty(_GROUP // (2 if gaussian else 32), np.uint32)
-    totals = np.zeros((1, _GROUP), np.int32)
+    words, totals = _room(given, 1)
     passed = 0
-    for k in range(segments.shape[0]):
-        row, start, size, source, _ = segments[k]
-        begin, stop = start + max(low - passed, 0), start + min(high - passed, size)
+    for k in range(given.segments.shape[0]):
+        _, start, size, source, _ = given.segments[k]
+        begin, stop = _within(low, high, passed, start, size)
         passed += size
         if begin >= stop:
             continue
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
-            part = state[source + a - start : source + b - start]
-            _sum_group(
-                part,
-                a - first,
-                first,
-                tensors[row],
-                gaussian,
-                seeds,
-                moves[row],
-                tables[row],
-                mask,
-                mask_starts[k],
-                words,
-                totals,
-            )
+            part = given.state[source + a - start : source + b - start]
+            _sum_group(part, a - first, first, k, given, words, totals)
             load(totals[0, a - first : b - first], part)
 
 
@@ -119,48 +134,31 @@ def _moving(moves):
 
 
 @kernel
-def _materialise(
-    low, high, state, segments, tensors, gaussian, seeds, moves, tables, mask, mask_starts, scales, out, stride
-):
+def _materialise(low, high, given, scales, out, stride):
     """As `_commit`. `out` is flat, a lane every `stride` elements: rows of a 2-D slice would not vectorise."""
-    lanes = tables.shape[2]
-    words = np.empty(_GROUP // (2 if gaussian else 32), np.uint32)
-    totals = np.zeros((lanes, _GROUP), np.int32)
+    lanes = given.tables.shape[2]
+    words, totals = _room(given, lanes)
     passed = 0
-    for k in range(segments.shape[0]):
-        row, start, size, source, target = segments[k]
-        begin, stop = start + max(low - passed, 0), start + min(high - passed, size)
+    for k in range(given.segments.shape[0]):
+        row, start, size, source, target = given.segments[k]
+        begin, stop = _within(low, high, passed, start, size)
         passed += size
         if begin >= stop:
             continue
-        count, only = _moving(moves[row])
+        count, only = _moving(given.moves[row])
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
-            part = state[source + a - start : source + b - start]
-            single = count == 1 and not gaussian and part.shape[0] == _GROUP
+            part = given.state[source + a - start : source + b - start]
+            single = count == 1 and not given.gaussian and part.shape[0] == _GROUP
             if single:
-                fill_words(first // 128, tensors[row], 0, seeds[only], words)
+                fill_words(first // 128, given.tensors[row], 0, given.seeds[only], words)
             elif count:
-                _sum_group(
-                    part,
-                    a - first,
-                    first,
-                    tensors[row],
-                    gaussian,
-                    seeds,
-                    moves[row],
-                    tables[row],
-                    mask,
-                    mask_starts[k],
-                    words,
-                    totals,
-                )
+                _sum_group(part, a - first, first, k, given, words, totals)
             for lane in range(lanes):
                 made = out[lane * stride + target + a - start : lane * stride + target + b - start]
                 if single:
-                    _store_group(
-                        part, words, mask, mask_starts[k] + first // 32, tables[row, only, lane], scales[row], made
-                    )
+                    mask_word = given.mask_starts[k] + first // 32
+                    _store_group(part, words, given.mask, mask_word, given.tables[row, only, lane], scales[row], made)
                 elif count:
                     store_scaled(totals[lane, a - first : b - first], scales[row], made)
                 else:
@@ -193,8 +191,8 @@ class NumbaBackend:
 
     def commit(self, state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, threads: int) -> None:
         """See `NoiseBackend.commit`."""
-        arguments = _arguments(state, segments, steps)
-        _in_parallel(segments, threads, lambda low, high: _commit(low, high, *arguments))
+        given = _given(state, segments, steps)
+        _in_parallel(segments, threads, lambda low, high: _commit(low, high, given))
 
     def materialise(
         self,
@@ -207,28 +205,25 @@ class NumbaBackend:
         """See `NoiseBackend.materialise`."""
         if out.numel() == 0:  # its rows have no stride to flatten them by
             return
-        arguments = _arguments(state, segments, steps)
+        given = _given(state, segments, steps)
         scales = np.ldexp(np.float32(1), -steps.exponents)
         stride = out.stride(0)
         flat = out.as_strided(((out.shape[0] - 1) * stride + out.shape[1],), (1,)).numpy()
-        _in_parallel(segments, threads, lambda low, high: _materialise(low, high, *arguments, scales, flat, stride))  # type: ignore[call-arg]
+        _in_parallel(segments, threads, lambda low, high: _materialise(low, high, given, scales, flat, stride))
 
 
-def _arguments(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables) -> tuple[Any, ...]:
-    gaussian = steps.distribution is Distribution.GAUSSIAN
-    mask, starts = (
-        (_NO_MASK, [0] * len(segments)) if steps.mask is None else (steps.mask.words.numpy(), steps.mask.starts)
-    )
-    return (
-        state.numpy(),
-        np.array(segments, dtype=np.int64),
-        steps.tensors,
-        gaussian,
-        steps.seeds,
-        steps.moves,
-        steps.tables,
-        mask.view(np.uint32),
-        np.array(starts, dtype=np.int64),
+def _given(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables) -> _Given:
+    mask = steps.mask
+    return _Given(
+        state=state.numpy(),
+        segments=np.array(segments, dtype=np.int64),
+        tensors=steps.tensors,
+        gaussian=steps.distribution is Distribution.GAUSSIAN,
+        seeds=steps.seeds,
+        moves=steps.moves,
+        tables=steps.tables,
+        mask=np.empty(0, np.uint32) if mask is None else mask.words.numpy().view(np.uint32),
+        mask_starts=np.array([0] * len(segments) if mask is None else mask.starts, dtype=np.int64),
     )
 
 

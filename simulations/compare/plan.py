@@ -33,7 +33,7 @@ from typing import Any
 from fedzo.config import parse_options
 from fedzo.errors import ConfigError
 from fedzo.methods import get_method
-from fedzo.run_options import AUTO
+from fedzo.options.step import AUTO
 
 from ..baselines import BASELINES, get_baseline
 from ..options import SimulateOptions

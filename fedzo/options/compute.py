@@ -1,0 +1,39 @@
+"""What a machine computes with: it decides on speed and memory, and the compute type on the last bits of a loss."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fedzo.noise import get_backend
+from fedzo.options.checks import require_choice, require_range
+from fedzo.tiers import COPIES
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """What clients compute with, on machines of their own or all on one."""
+
+    dtype: Annotated[str, "Compute type of the forward: float32, bfloat16 or float16. The state is exact in all."] = (
+        "float32"
+    )
+    compute_copy: Annotated[
+        str,
+        "What forward passes read: none (the state itself), or a copy of it in bf16, fp16 or int8.",
+    ] = "none"
+    directions_per_pass: Annotated[
+        int,
+        "Directions that go through the model together; what is streamed is read once for all of them.",
+    ] = 1
+    threads: Annotated[int, "CPU threads; 0 takes all cores."] = 0
+    backend: Annotated[
+        str, "Who makes the noise: auto, numba, torch, triton (interpreted, slow) or reference. The bits are the same."
+    ] = "auto"
+
+    def check_compute(self) -> None:
+        """Raises ConfigError, naming the option."""
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("compute-copy", self.compute_copy, COPIES)
+        require_range("directions-per-pass", self.directions_per_pass, 1, 2**16)
+        require_range("threads", self.threads, 0, 2**16)
+        get_backend(self.backend)

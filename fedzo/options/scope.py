@@ -1,0 +1,54 @@
+"""What directions touch: the scope and its own options."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fedzo.options.checks import require_choice, require_range
+from fedzo.scopes import Kind, Scope
+from fedzo.scopes.scope import MILLION
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopeOptions:
+    """A scope's options; whether they go together is checked by the scope itself."""
+
+    scope: Annotated[
+        str, "What directions touch: all, sparse, layers, lora, prefix or head (docs/concepts/scopes.md)."
+    ] = "all"
+    sparsity: Annotated[
+        float, "Share of a tensor's elements, the largest, that sparse leaves out, 0.75 is usual; 0 for other scopes."
+    ] = 0.0
+    layers_per_direction: Annotated[int, "Blocks that a direction touches with layers; 0 for other scopes."] = 0
+    lora_rank: Annotated[int, "Rank of lora's matrices, 8 is usual; 0 for other scopes."] = 0
+    lora_alpha: Annotated[float, "Lora's product is scaled by this over the rank, 16 is usual; 0 for other scopes."] = (
+        0.0
+    )
+    lora_targets: Annotated[
+        str, "Modules that lora adapts, NAME,NAME,… or all-linear, which is what lora takes where none is given."
+    ] = ""
+    virtual_tokens: Annotated[int, "Length of the trained prefix, 5 is usual; 0 for other scopes."] = 0
+
+    def check_scope(self) -> None:
+        """Raises ConfigError, naming the option."""
+        require_range("sparsity", self.sparsity, 0.0, 1.0)
+        for name in ("layers_per_direction", "lora_rank", "virtual_tokens"):
+            require_range(name, getattr(self, name), 0, 2**16)
+        require_choice("scope", self.scope, tuple(Kind))
+        self.scope_spec()
+
+    def scope_spec(self) -> Scope:
+        """What the journal states of the scope.
+
+        Raises:
+            ConfigError: it needs another option, or has no use for one; names it.
+        """
+        targets = self.lora_targets or ("all-linear" if self.scope == Kind.LORA else "")
+        return Scope(
+            kind=Kind(self.scope),
+            sparsity=round(self.sparsity * MILLION),
+            layers_per_direction=self.layers_per_direction,
+            lora_rank=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            lora_targets=tuple(target for target in targets.split(",") if target),
+            virtual_tokens=self.virtual_tokens,
+        )
