@@ -31,7 +31,7 @@ def plan_run(options: SimulateOptions) -> MemoryPlan | None:
         state=options.state,
         compute_copy=options.compute_copy,
         dtype_bytes=getattr(torch, options.dtype).itemsize,
-        directions_per_pass=min(options.directions_per_pass, options.directions),
+        directions_per_pass=min(options.directions_per_pass, options.chosen("directions")),
     )
     taken, free = process_bytes(), free_bytes()
     return plan_memory(found.shapes, found.blocks, found.forward, asked, process_bytes=taken, free_bytes=free)

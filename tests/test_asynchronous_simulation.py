@@ -117,7 +117,6 @@ def test_a_run_that_was_stopped_goes_on_where_its_journal_ends(tmp_path):
 
 def test_options_that_do_not_go_together_are_refused_by_name():
     for options, said in (
-        ({"buffer": 2}, "option max-staleness is 0, but an asynchronous run"),
         ({"max_staleness": 2}, "option max-staleness is 2, but a run of rounds has no use for it"),
         ({"buffer": 2, "max_staleness": 2, "cohort": 2}, "option cohort is 2, but an asynchronous run"),
         ({"buffer": 2, "max_staleness": 2, "drop": 0.5}, "option drop is 0.5, but in an asynchronous run"),

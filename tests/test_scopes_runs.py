@@ -187,10 +187,9 @@ def test_a_run_is_not_resumed_in_another_scope(runs):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"scope": "sparse"}, "scope 'sparse' needs sparsity, which is 0"),
         ({"sparsity": 0.5}, "scope 'all' has no use for sparsity"),
         ({"scope": "layers", "layers-per-direction": 99}, "layers-per-direction is 99; this model has"),
-        ({"scope": "lora", "lora-rank": 4}, "needs lora-alpha"),
+        ({"scope": "lora", "lora-alpha": -1}, "lora-alpha is -1.0; expected a number above 0"),
         ({"scope": "lora", "lora-rank": 4, "lora-alpha": 8, "lora-targets": "nothing"}, "Target modules"),
         ({"scope": "loras"}, "scope 'loras' is unknown; choose one of: all, sparse, layers, lora, prefix, head"),
     ],

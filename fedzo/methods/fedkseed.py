@@ -10,7 +10,7 @@ A late joiner needs the K totals, whatever the number of rounds.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from fedzo.journal.records import Entry, Genesis, Rules
 from fedzo.methods.method import Method, MethodReport, to_coefficient
@@ -20,7 +20,7 @@ from fedzo.noise.draws import pool_choices, pool_seeds
 class FedKSeed(Method):
     """See `fedzo.methods.method.Method`."""
 
-    options = ("pool_size",)
+    usual: ClassVar = {"pool_size": 1024}
     needs_rounds = ""
 
     def plan(self, genesis: Genesis, round_number: int, client: int, memory: Any = None) -> list[int]:

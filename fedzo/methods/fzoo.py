@@ -14,6 +14,7 @@ divides by its own σ before it reports; its directions are its own and clients 
 
 from collections.abc import Sequence
 from statistics import stdev
+from typing import ClassVar
 
 from fedzo.errors import ConfigError
 from fedzo.journal.records import Rules
@@ -23,6 +24,8 @@ from fedzo.noise import COEFFICIENT_BITS
 
 class Fzoo(Distinct):
     """See `fedzo.methods.method.Method`."""
+
+    usual: ClassVar = {"directions": 8}
 
     def check(self, rules: Rules) -> None:
         """One loss has no spread."""

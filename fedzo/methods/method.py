@@ -1,7 +1,7 @@
 """What a federated method is: pure functions on frozen values, so that it reads like its paper's pseudocode."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from fedzo.errors import ConfigError
@@ -9,8 +9,8 @@ from fedzo.journal.records import ClientReport, Entry, Genesis, Record, Rules
 from fedzo.methods.robust import check_aggregation
 from fedzo.noise import COEFFICIENT_BITS
 
-OPTIONS = {"pool_size": "1024", "momentum_window": "10", "momentum_decay": "0.9", "curvature_power": "0.1"}
-"""Rules that one method needs and another has no use for, where they stay 0; and what is usual."""
+OPTIONS = ("pool_size", "momentum_window", "momentum_decay", "curvature_power")
+"""Rules that one method needs and another has no use for, where they stay 0."""
 
 
 class MethodReport(NamedTuple):
@@ -25,8 +25,8 @@ class MethodReport(NamedTuple):
 class Method(ABC):
     """A federated method. Subclass it and name the class in the entry point group `fedzo.methods` to add one."""
 
-    options: ClassVar[tuple[str, ...]] = ()
-    """Those of `OPTIONS` that it needs."""
+    usual: ClassVar[Mapping[str, float]] = {}
+    """What those of `OPTIONS` that it needs are where nothing is said, and `directions` where that is not 1."""
     incomparable: ClassVar[str] = "its clients evaluate directions of their own, so that scalars cannot be compared"
     """Why `aggregation` is refused; empty where it is not."""
     needs_rounds: ClassVar[str] = "it does not say that each report can be aggregated by itself"
@@ -34,11 +34,13 @@ class Method(ABC):
 
     def check(self, rules: Rules) -> None:
         """Raises ConfigError for rules that the method cannot follow, naming the option."""
-        for name, usual in OPTIONS.items():
+        for name in OPTIONS:
             value, option = getattr(rules, name), name.replace("_", "-")
-            if name in self.options and not value:
-                raise ConfigError(f"option {option} is 0, but method {rules.method!r} needs it; {usual} is usual")
-            if name not in self.options and value:
+            if name in self.usual and not value:
+                raise ConfigError(
+                    f"option {option} is 0, but method {rules.method!r} needs it; {self.usual[name]} is usual"
+                )
+            if name not in self.usual and value:
                 raise ConfigError(
                     f"option {option} is {value}, but method {rules.method!r} has no use for it; leave it 0"
                 )

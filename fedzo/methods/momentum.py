@@ -13,6 +13,7 @@ about 1 − β times that of `distinct`. A client's own local steps are without 
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from fedzo.errors import ConfigError
 from fedzo.journal.records import Commit, Entry, Genesis, Record, Rules
@@ -23,7 +24,7 @@ from fedzo.methods.method import MethodReport, method_reports
 class Momentum(Distinct):
     """See `fedzo.methods.method.Method`. Its memory is the W − 1 commits before, oldest first."""
 
-    options = ("momentum_window", "momentum_decay")
+    usual: ClassVar = {"momentum_window": 10, "momentum_decay": 0.9}
     needs_rounds = "a step is made of whole rounds"
 
     def check(self, rules: Rules) -> None:

@@ -65,7 +65,8 @@ AGGREGATIONS: dict[str, Callable[[Vectors, float], list[float]]] = {
     "trimmed-mean": trimmed_means,
     "krum": krum,
 }
-_TOLERATING = ("trimmed-mean", "krum")
+USUALLY_TOLERATED = {"trimmed-mean": 0.25, "krum": 0.25}
+"""β of those that need it, where nothing is said."""
 
 
 def check_aggregation(rules: Rules) -> None:
@@ -74,10 +75,10 @@ def check_aggregation(rules: Rules) -> None:
         raise ConfigError(
             f"aggregation {rules.aggregation!r} is unknown; choose one of: mean, {', '.join(AGGREGATIONS)}"
         )
-    needs = rules.aggregation in _TOLERATING
-    if needs and not rules.tolerate:
-        raise ConfigError(f"option tolerate is 0, but aggregation {rules.aggregation!r} needs it; 0.25 is usual")
-    if rules.tolerate and not needs:
+    usual = USUALLY_TOLERATED.get(rules.aggregation)
+    if usual is not None and not rules.tolerate:
+        raise ConfigError(f"option tolerate is 0, but aggregation {rules.aggregation!r} needs it; {usual} is usual")
+    if rules.tolerate and usual is None:
         raise ConfigError(
             f"option tolerate is {rules.tolerate}, but aggregation {rules.aggregation or 'mean'!r} has no use for it; "
             "leave it 0"

@@ -12,6 +12,7 @@ directions are their own and averaged as in `distinct`.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from fedzo.journal.records import Rules
 from fedzo.methods.distinct import Distinct
@@ -25,7 +26,7 @@ _FLOOR = 1.0
 class Spsa15(Distinct):
     """See `fedzo.methods.method.Method`."""
 
-    options = ("curvature_power",)
+    usual: ClassVar = {"curvature_power": 0.1}
 
     def perturbations(self, rules: Rules) -> tuple[int, ...]:
         """ε on both sides, and the unperturbed loss that all directions share."""

@@ -26,6 +26,9 @@ class RoundOptions:
         require_range("rounds", self.rounds, 0, MOST)
 
 
+USUAL_STALENESS = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class AsynchronousOptions(RoundOptions):
     """What a run needs in which no client waits for another."""
@@ -34,17 +37,13 @@ class AsynchronousOptions(RoundOptions):
         int, "Reports that make a commit of an asynchronous run, in which no client waits for another; 0 is rounds."
     ] = 0
     max_staleness: Annotated[
-        int, "Most commits since the state that a report of an asynchronous run was made at, 16 is usual; 0 for rounds."
+        int, "Most commits since the state that a report of an asynchronous run was made at; 0: the usual 16."
     ] = 0
 
     def check_asynchronous(self) -> None:
         """Raises ConfigError, naming the option."""
         require_range("buffer", self.buffer, 0, 2**16)
         require_range("max_staleness", self.max_staleness, 0, 2**16)
-        if self.buffer and not self.max_staleness:
-            raise ConfigError(
-                "option max-staleness is 0, but an asynchronous run (option buffer) needs it; 16 is usual"
-            )
         if self.max_staleness and not self.buffer:
             raise ConfigError(
                 f"option max-staleness is {self.max_staleness}, but a run of rounds has no use for it; leave it 0, or "

@@ -11,7 +11,7 @@ from fedzo.methods.method import to_coefficient
 from fedzo.noise import Distribution
 from fedzo.options.checks import MOST, require_range
 from fedzo.options.method import MethodOptions
-from fedzo.options.rounds import AsynchronousOptions, RoundOptions
+from fedzo.options.rounds import USUAL_STALENESS, AsynchronousOptions, RoundOptions
 from fedzo.options.scope import ScopeOptions
 from fedzo.options.step import AUTO, StepOptions
 from fedzo.options.task import TaskOptions
@@ -68,7 +68,7 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             cohort=cohort,
             quorum=self.quorum or -(-cohort // 2),
             deadline_s=self.deadline,
-            directions=self.directions,
+            directions=self.chosen("directions"),
             local_steps=self.local_steps,
             batch_size=self.batch_size,
             epsilon=to_coefficient(self.epsilon),
@@ -77,16 +77,16 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             evaluate_every=self.eval_every,
             attest_every=self.attest_every,
             guard_factor=self.guard,
-            pool_size=self.pool_size,
+            pool_size=self.chosen("pool_size"),
             warmup_rounds=self.warmup,
-            momentum_window=self.momentum_window,
-            momentum_decay=self.momentum_decay,
-            curvature_power=self.curvature_power,
+            momentum_window=self.chosen("momentum_window"),
+            momentum_decay=self.chosen("momentum_decay"),
+            curvature_power=self.chosen("curvature_power"),
             buffer_size=self.buffer,
-            max_staleness=self.max_staleness,
+            max_staleness=self.max_staleness or (USUAL_STALENESS if self.buffer else 0),
             clip=self.clip,
             aggregation="" if self.aggregation == "mean" else self.aggregation,
-            tolerate=self.tolerate,
+            tolerate=self.chosen("tolerate"),
             calibrated=self.lr == AUTO,
         )
 

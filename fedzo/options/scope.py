@@ -1,11 +1,11 @@
 """What directions touch: the scope and its own options."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fedzo.options.checks import require_choice, require_range
 from fedzo.scopes import Kind, Scope
-from fedzo.scopes.scope import MILLION
+from fedzo.scopes.scope import MILLION, USUAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +16,13 @@ class ScopeOptions:
         str, "What directions touch: all, sparse, layers, lora, prefix or head (docs/concepts/scopes.md)."
     ] = "all"
     sparsity: Annotated[
-        float, "Share of a tensor's elements, the largest, that sparse leaves out, 0.75 is usual; 0 for other scopes."
+        float, "Share of a tensor's elements, the largest, that sparse leaves out; 0: the usual 0.75."
     ] = 0.0
-    layers_per_direction: Annotated[int, "Blocks that a direction touches with layers; 0 for other scopes."] = 0
-    lora_rank: Annotated[int, "Rank of lora's matrices, 8 is usual; 0 for other scopes."] = 0
-    lora_alpha: Annotated[float, "Lora's product is scaled by this over the rank, 16 is usual; 0 for other scopes."] = (
-        0.0
-    )
-    lora_targets: Annotated[
-        str, "Modules that lora adapts, NAME,NAME,… or all-linear, which is what lora takes where none is given."
-    ] = ""
-    virtual_tokens: Annotated[int, "Length of the trained prefix, 5 is usual; 0 for other scopes."] = 0
+    layers_per_direction: Annotated[int, "Blocks that a direction touches with layers; 0: the usual 1."] = 0
+    lora_rank: Annotated[int, "Rank of lora's matrices; 0: the usual 8."] = 0
+    lora_alpha: Annotated[float, "Lora's product is scaled by this over the rank; 0: the usual 16."] = 0.0
+    lora_targets: Annotated[str, "Modules that lora adapts, NAME,NAME,…; empty: the usual all-linear."] = ""
+    virtual_tokens: Annotated[int, "Length of the trained prefix; 0: the usual 5."] = 0
 
     def check_scope(self) -> None:
         """Raises ConfigError, naming the option."""
@@ -42,13 +38,13 @@ class ScopeOptions:
         Raises:
             ConfigError: it needs another option, or has no use for one; names it.
         """
-        targets = self.lora_targets or ("all-linear" if self.scope == Kind.LORA else "")
-        return Scope(
-            kind=Kind(self.scope),
-            sparsity=round(self.sparsity * MILLION),
-            layers_per_direction=self.layers_per_direction,
-            lora_rank=self.lora_rank,
-            lora_alpha=self.lora_alpha,
-            lora_targets=tuple(target for target in targets.split(",") if target),
-            virtual_tokens=self.virtual_tokens,
-        )
+        kind = Kind(self.scope)
+        given: dict[str, Any] = {
+            "sparsity": round(self.sparsity * MILLION),
+            "layers_per_direction": self.layers_per_direction,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "lora_targets": tuple(target for target in self.lora_targets.split(",") if target),
+            "virtual_tokens": self.virtual_tokens,
+        }
+        return Scope(kind=kind, **{**given, **{name: given[name] or usual for name, usual in USUAL[kind].items()}})

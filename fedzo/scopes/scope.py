@@ -21,14 +21,15 @@ class Kind(StrEnum):
     HEAD = "head"
 
 
-_USES = {
-    Kind.ALL: (),
-    Kind.SPARSE: ("sparsity",),
-    Kind.LAYERS: ("layers_per_direction",),
-    Kind.LORA: ("lora_rank", "lora_alpha", "lora_targets"),
-    Kind.PREFIX: ("virtual_tokens",),
-    Kind.HEAD: (),
+USUAL: dict[Kind, dict[str, Any]] = {
+    Kind.ALL: {},
+    Kind.SPARSE: {"sparsity": 3 * MILLION // 4},
+    Kind.LAYERS: {"layers_per_direction": 1},
+    Kind.LORA: {"lora_rank": 8, "lora_alpha": 16.0, "lora_targets": ("all-linear",)},
+    Kind.PREFIX: {"virtual_tokens": 5},
+    Kind.HEAD: {},
 }
+"""The settings of each kind, and what they are where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class Scope:
 
     def uses(self, setting: str) -> bool:
         """Does this kind have that setting?"""
-        return setting in _USES[self.kind]
+        return setting in USUAL[self.kind]
 
     @property
     def settings(self) -> dict[str, Any]:
