@@ -5,20 +5,19 @@ it becomes an integer, and the base digest covers the stored type and bytes of w
 (docs/decisions/0003-base-digest-of-the-loaded-model.md).
 """
 
-import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import logging
 
+from fedzo.checkpoint_files import FLOAT_TYPES, widest_type
 from fedzo.errors import CheckpointError
 from fedzo.initial_weights import initialise
 from fedzo.journal.records import Task
@@ -28,8 +27,6 @@ from fedzo.scopes.frozen import FrozenParameter
 
 BASE_MAGIC = b"fedzo-base-1\n"
 
-_WIDTH = {"F64": 3, "F32": 2, "BF16": 1, "F16": 1}
-_TORCH_TYPE = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _TYPE_NAME = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -82,7 +79,7 @@ def load_base(source: str, head: Head | None = None) -> Base:
     Raises:
         CheckpointError: nothing loadable there, tensors are missing, or a weight cannot be represented.
     """
-    dtype = _widest_type(source)
+    dtype = widest_type(source)
     kind, options = ("causal language model", {}) if head is None else ("classifier", _head_config(head))
     factory = AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
     try:
@@ -177,7 +174,7 @@ def unique_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def base_digest(model: torch.nn.Module) -> bytes:
-    """BLAKE3 over all parameters and persistent buffers, with type and bytes, sorted by name (NUMERICS, "Digests").
+    """BLAKE3 over all parameters and persistent buffers, sorted by name (docs/numerics.md, "Digests").
 
     Per tensor: `manifest.frame`, u8 length and name of the type as safetensors spells it, u64 byte count, bytes.
     """
@@ -190,7 +187,7 @@ def base_digest(model: torch.nn.Module) -> bytes:
         if kind is None:
             raise CheckpointError(
                 f"tensor {name!r} has type {tensor.dtype}; fedzo trains float parameters "
-                f"({', '.join(str(t) for t in _TORCH_TYPE.values())})"
+                f"({', '.join(str(t) for t in FLOAT_TYPES.values())})"
             )
         encoded = kind.encode()
         hasher.update(frame(name, tuple(tensor.shape)))
@@ -205,57 +202,3 @@ def _persistent_buffers(model: torch.nn.Module) -> Iterator[tuple[str, torch.Ten
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
                 yield f"{prefix}.{name}" if prefix else name, buffer
-
-
-def stored_bytes(source: str) -> int:
-    """Size of a checkpoint's safetensors files together.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    return sum(path.stat().st_size for path in _weight_files(source))
-
-
-def _widest_type(source: str) -> torch.dtype:
-    """The widest float type that the safetensors files of a checkpoint store."""
-    kinds: set[str] = set()
-    for path in _weight_files(source):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                kinds |= {str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-    floats = [kind for kind in kinds if kind in _WIDTH]
-    if {"BF16", "F16"} <= kinds:
-        return max((_TORCH_TYPE[k] for k in floats if _WIDTH[k] > 1), default=torch.float32, key=lambda t: t.itemsize)
-    return _TORCH_TYPE[max(floats, key=lambda kind: _WIDTH[kind])] if floats else torch.float32
-
-
-def _weight_files(source: str) -> list[Path]:
-    index = _find(source, SAFE_WEIGHTS_INDEX_NAME)
-    if index is not None:
-        names = _sharded_names(index)
-        return [path for name in names if (path := _require(source, name))]
-    return [_require(source, SAFE_WEIGHTS_NAME)]
-
-
-def _sharded_names(index: Path) -> list[str]:
-
-    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-
-
-def _find(source: str, name: str) -> Path | None:
-    try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {source!r}: {error}") from error
-    return None if found is None else Path(found)
-
-
-def _require(source: str, name: str) -> Path:
-    found = _find(source, name)
-    if found is None:
-        if not Path(source).is_dir():
-            raise CheckpointError(f"{source!r} is no directory, and no model of that name was found on the hub")
-        raise CheckpointError(f"checkpoint {source!r} has no {name}; fedzo reads safetensors only")
-    return found

@@ -1,12 +1,13 @@
 """The options of a run that Flower starts: its run config, whose defaults are in pyproject.toml."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from fedzo.config import parse_options
+from fedzo.config import option_name, parse_options
 from fedzo.errors import ConfigError
 from fedzo.options.checks import MOST, require_address, require_choice, require_range
+from fedzo.options.compute import ComputeOptions
 from fedzo.options.reading import options_of_run
 from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
@@ -15,7 +16,7 @@ from fedzo.wire.invitation import RUN_NAME
 TRANSPORTS = ("session", "messages")
 FOR_NODES = (
     *("data", "eval-data", "eval-batch-size", "text-field", "partition"),
-    *("dtype", "compute-copy", "directions-per-pass", "threads", "backend"),
+    *(option_name(field.name) for field in fields(ComputeOptions)),
 )
 """Keys of the run config that are the nodes' in Flower's simulation (`virtual_options`), and of no use elsewhere."""
 HOSTING = ("transport", "listen", "host", "gather", "linger", "patience", "resume")

@@ -18,10 +18,11 @@ from pathlib import Path
 import grpc
 
 from fedzo.checkpoint import load_tokenizer
-from fedzo.config import write_toml
+from fedzo.config import option_name, write_toml
 from fedzo.coordinator.calibration import most_directions
 from fedzo.errors import ConfigError, DataError, ProcessError
 from fedzo.journal import End, Journal, read_journal
+from fedzo.options.compute import ComputeOptions
 from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
 from fedzo.statefile import save_state
@@ -120,11 +121,11 @@ class Federation:
             1.0,
         )
         threads = options.threads or max(1, (os.cpu_count() or 1) // options.clients)
-        how = ("--text-field", options.text_field, "--dtype", options.dtype)
-        where = ("--backend", options.backend, "--state", options.state, "--compute-copy", options.compute_copy)
-        together = ("--directions-per-pass", options.directions_per_pass, "--eval-batch-size", options.eval_batch_size)
-        named = ("--model", options.model, "--dir", home, "--name", name, "--threads", threads)
-        return processes.start(name, home / "log", "client", address, *named, *own, *how, *where, *together, *limits)
+        shared = {field.name: getattr(options, field.name) for field in fields(ComputeOptions)} | {"threads": threads}
+        shared |= {key: getattr(options, key) for key in ("state", "text_field", "eval_batch_size")}
+        how = [part for key, value in shared.items() for part in (f"--{option_name(key)}", value)]
+        named = ("--model", options.model, "--dir", home, "--name", name)
+        return processes.start(name, home / "log", "client", address, *named, *own, *how, *limits)
 
     def _follow(self, address: str, processes: Processes) -> None:
         """Take records over until the run's end; raises ProcessError where none comes any more."""

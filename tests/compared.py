@@ -1,8 +1,13 @@
-"""A module and datasets for `fedzo compare`, made by a function."""
+"""A small module and its datasets, and the function that makes `fedzo compare` a subject of them."""
 
 import torch
 from fedzo_simulations.compare.subject import MadeSubject
 from torch import nn
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
 def points(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -16,9 +21,8 @@ def squared_error(model: nn.Module, batch) -> torch.Tensor:
 
 
 def make(*, clients: int, seed: int, examples: int) -> MadeSubject:
-    torch.manual_seed(0)
     return MadeSubject(
-        model=nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)),
+        model=network(),
         datasets=[points(examples, 10 * seed + client) for client in range(clients)],
         evaluation=[points(8, 100 + client) for client in range(clients)],
         collate=torch.utils.data.default_collate,

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from compared import network, points, squared_error
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -15,21 +16,6 @@ from fedzo.noise import Distribution
 from fedzo.replica import Replica
 
 OPTIONS = {"rounds": 30, "lr": 0.05, "batch_size": 8, "eval_every": 10, "directions": 4, "threads": 1}
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def points(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Examples of y = x₀ − 2 x₁."""
-    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
-    return [{"x": row, "y": row[0] - 2 * row[1]} for row in x]
-
-
-def squared_error(model: nn.Module, batch) -> torch.Tensor:
-    return ((model(batch["x"]).squeeze(-1) - batch["y"]) ** 2).mean()
 
 
 DATASETS = [points(40, seed) for seed in range(3)]

@@ -5,6 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from compared import network, points, squared_error
 from fedzo_simulations.baselines import BASELINES, get_baseline
 from fedzo_simulations.baselines.baseline import Subject
 from fedzo_simulations.baselines.mezo import Mezo, normal_direction, rademacher_direction
@@ -40,21 +41,6 @@ class Point(nn.Module):
 
 def loss(model: Point, batch: torch.Tensor) -> torch.Tensor:
     return (model.x - batch.mean(0)).square().sum() / 2
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def points(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Examples of y = x₀ − 2 x₁."""
-    x = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
-    return [{"x": row, "y": row[0] - 2 * row[1]} for row in x]
-
-
-def squared_error(model: nn.Module, batch) -> torch.Tensor:
-    return ((model(batch["x"]).squeeze(-1) - batch["y"]) ** 2).mean()
 
 
 def collate(examples):

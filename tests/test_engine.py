@@ -1,23 +1,19 @@
 """`fedzo simulate --engine processes` and `fedzo demo --processes`: a real server and clients, none of which stays."""
 
-import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from commands import FEDZO, fedzo, refused, simulate_options
+from engines import UnderWay, counted
 from fedzo_simulations.federation import hand_over
 from helpers import make_genesis, numbered_record
 from network import wait_until
 
 from fedzo.errors import ConfigError
-from fedzo.journal import Journal, read_journal
-
-START_S = 240.0
-"""Seconds in which a server and four clients are up on a busy machine."""
+from fedzo.journal import End, Journal, read_journal
 
 
 def running(path: Path) -> list[int]:
@@ -38,43 +34,15 @@ def by_processes(demo, out: Path, *more: object, **changed) -> list[str]:
     return [*FEDZO, "simulate", *simulate_options(demo, out, engine="processes", **changed), *map(str, more)]
 
 
-class Started:
-    """A `fedzo simulate --engine processes` under way, to be disturbed; what it leaves is killed with it."""
+class Started(UnderWay):
+    """A `fedzo simulate --engine processes`; all its processes name something in the run directory."""
 
-    def __init__(self, command: list[str], out: Path) -> None:
-        self.out = out
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def __enter__(self) -> "Started":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.communicate()
-        for pid in running(self.out):
-            os.kill(pid, signal.SIGKILL)
-
-    def wait_for_position(self, position: int) -> None:
-        journal = self.out / "journal"
-        wait_until(
-            lambda: (
-                self._process.poll() is not None or (journal.exists() and read_journal(journal).position >= position)
-            ),
-            f"position {position}",
-            START_S,
-        )
-        assert self._process.poll() is None, self.said()
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
+    def pids(self) -> list[int]:
+        return running(self.out)
 
     def said(self) -> str:
-        """All that it printed, when it has ended; on one line."""
-        return " ".join(self._process.communicate(timeout=START_S)[0].split())
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.returncode
+        """On one line."""
+        return " ".join(super().said().split())
 
 
 @pytest.mark.slow
@@ -85,7 +53,7 @@ def test_processes_leave_the_run_directory_of_an_inline_run(finished, demo, tmp_
     assert (out / "journal").read_bytes() == (finished / "journal").read_bytes()
     for name in ("server", *(f"clients/client-{client}" for client in range(4))):
         assert (out / name / "journal").read_bytes() == (finished / "journal").read_bytes()
-    here, there = (_metrics(run) for run in (out, finished))
+    here, there = (counted(run) for run in (out, finished))
     assert here == there, "what was measured is counted alike"
     assert (out / "replica.state").read_bytes() == (finished / "replica.state").read_bytes()
     digest = read_journal(out / "journal").records[-1].state_digest.hex()
@@ -94,11 +62,6 @@ def test_processes_leave_the_run_directory_of_an_inline_run(finished, demo, tmp_
     fedzo("plot", out, "--out", tmp_path / "plot.png")
     fedzo("export", out, "--out", tmp_path / "tuned")
     assert digest in fedzo("simulate", "--resume", "--out", out).stderr, "nothing is left to do, so nothing starts"
-
-
-def _metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 @pytest.mark.slow
@@ -125,7 +88,7 @@ def test_no_process_outlives_the_run_and_it_goes_on_to_the_same_bytes(demo, tmp_
         run.wait_for_position(read_journal(out / "journal").position + 3)
         run.signal(signal.SIGKILL)
         wait_until(lambda: running(out) == [], "that the processes notice")
-    assert not read_journal(out / "journal").records[-1].state_digest, "it had not come to its end"
+    assert not isinstance(read_journal(out / "journal").records[-1].body, End), "it had not come to its end"
     with Started(resume, out) as run:
         run.said()
         assert run.returncode == 0

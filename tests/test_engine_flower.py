@@ -1,48 +1,28 @@
 """`fedzo simulate --engine flower`: Flower's simulation on Ray, the bytes of the inline run, and nothing that stays."""
 
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from commands import FEDZO, fedzo, refused, simulate_options
-from network import wait_until
+from engines import UnderWay, counted
 
 from fedzo.journal import read_journal
 
 pytestmark = pytest.mark.slow
 MARK = "FEDZO_TEST_MARK"
-START_S = 240.0
-"""Seconds in which Ray and its clients are up on a busy machine."""
 
 
-class Simulated:
-    """A command under way; every process that it starts, Ray's among them, carries a mark in its environment."""
+class Simulated(UnderWay):
+    """A command; every process that it starts, Ray's among them, carries a mark in its environment."""
 
     def __init__(self, command: list[object], out: Path) -> None:
-        self.out = out
+        super().__init__(command, out, **{MARK: str(out), "OMP_NUM_THREADS": "1"})
         self._mark = f"{MARK}={out}".encode()
-        self._process = subprocess.Popen(
-            [str(word) for word in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {MARK: str(out), "OMP_NUM_THREADS": "1"},
-        )
-
-    def __enter__(self) -> "Simulated":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.communicate()
-        for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
 
     def pids(self, word: bytes = b"") -> list[int]:
         """Of its processes that run, with a word in their command line."""
@@ -60,36 +40,9 @@ class Simulated:
                 continue
         return found
 
-    def wait_for_position(self, position: int) -> None:
-        journal = self.out / "journal"
-        wait_until(
-            lambda: (
-                self._process.poll() is not None or (journal.exists() and read_journal(journal).position >= position)
-            ),
-            f"position {position}",
-            START_S,
-        )
-        assert self._process.poll() is None, self.said()
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    def said(self) -> str:
-        """All that it printed, when it has ended."""
-        return self._process.communicate(timeout=START_S)[0]
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.returncode
-
 
 def by_flower(demo, out: Path, **changed) -> list[object]:
     return [*FEDZO, "simulate", *simulate_options(demo, out, engine="flower", **changed)]
-
-
-def _metrics(run: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 def test_flowers_simulation_leaves_the_run_directory_of_an_inline_run(finished, demo, tmp_path):
@@ -99,7 +52,7 @@ def test_flowers_simulation_leaves_the_run_directory_of_an_inline_run(finished, 
         assert run.returncode == 0, said
         assert run.pids() == []
     assert (out / "journal").read_bytes() == (finished / "journal").read_bytes()
-    assert _metrics(out) == _metrics(finished), "what was measured is counted alike"
+    assert counted(out) == counted(finished), "what was measured is counted alike"
     assert (out / "replica.state").read_bytes() == (finished / "replica.state").read_bytes()
     digest = read_journal(out / "journal").records[-1].state_digest.hex()
     assert f"state digest {digest}" in said
