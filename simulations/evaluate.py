@@ -18,7 +18,7 @@ from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.run_options import MOST, require_choice, require_range
 from fedzo.tasks import get_task
-from fedzo.tasks.rows import Row, read_rows
+from fedzo.tasks.rows import TEXT_FIELD, Row, read_rows
 from fedzo.tasks.task import Task
 from fedzo.tiers import TIERS
 
@@ -97,18 +97,26 @@ def subject_of_run(
     """
     replica, loaded, contents = made
     spec = contents.genesis.task
-    stored = parse_options(SimulateOptions, read_toml(run.config), str(run.config))
-    options = make_options(SimulateOptions, stored | {"task": spec.name})  # a file that it began with may be gone
-    task = get_task(spec.name)(spec, load_tokenizer(loaded.source), given.get("text_field", options.text_field))
-    if "data" in given:
-        shares = [task.rows(read_rows(given["data"]), given["data"])]
-    else:
-        shares = [held_out for _, held_out in deal(options, task, read_rows(options.data))]
-        if not any(shares):
-            raise ConfigError(f"{run.path}: the run holds nothing out; give --data")
+    stored = read_toml(run.config) if run.config.exists() else {}  # a client's directory has none
+    text_field = given.get("text_field", stored.get("text-field", TEXT_FIELD))
+    task = get_task(spec.name)(spec, load_tokenizer(loaded.source), text_field)
+    source = given.get("data")
+    shares = [task.rows(read_rows(source), source)] if source is not None else _held_out(run, stored, task)
     examples = _examples(task, shares, shown)
     estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER)
-    return Subject(estimator.evaluate, task, examples, given.get("batch_size", options.batch_size))
+    return Subject(estimator.evaluate, task, examples, given.get("batch_size", contents.genesis.rules.batch_size))
+
+
+def _held_out(run: RunDirectory, stored: dict[str, Any], task: Task) -> list[list[Row]]:
+    """Of each client of a simulation."""
+    if "data" not in stored:
+        raise ConfigError(f"{run.path}: the run was no simulation, so its rows are not known here; give --data")
+    values = parse_options(SimulateOptions, stored, str(run.config))
+    options = make_options(SimulateOptions, values | {"task": task.spec.name})  # a file that it began with may be gone
+    shares = [held_out for _, held_out in deal(options, task, read_rows(options.data))]
+    if not any(shares):
+        raise ConfigError(f"{run.path}: the run holds nothing out; give --data")
+    return shares
 
 
 def _of_model(target: str, given: dict[str, Any], shown: Shown) -> Subject:

@@ -94,6 +94,18 @@ def test_a_client_in_no_commit_that_stands_has_none(demo, tmp_path):
     assert all(each["influence"] == each["commits"] == 0 for each in influence(run)["clients"])
 
 
+@pytest.mark.slow
+def test_a_server_that_has_no_data_is_given_some(federation, lines):
+    """The figures are those of the client's directory, which holds a copy of the journal."""
+    found = federation(clients=2, rounds=4).start()
+    found.finish()
+    assert "no simulation, so its rows are not known here" in refused("influence", found.run)
+    of_server = influence(found.run, "--data", lines)
+    assert [each["commits"] for each in of_server["clients"]] == [4, 4]
+    assert of_server["loss"] == evaluated(found.run, "--data", lines)
+    assert influence(found.directory(1), "--data", lines, "--base", found.model) == of_server
+
+
 def test_a_state_that_does_not_come_back_is_an_error(finished, monkeypatch):
     """As a fault of memory would have it: the state moves while the model is evaluated."""
     from fedzo_simulations import influence as module
