@@ -268,6 +268,7 @@ class RunOptions:
             answer_tokens=defined.answer_tokens,
             metrics=tuple(defined.metrics),
             objective="" if self.objective == "loss" else self.objective,
+            group=defined.group,
         )
         kind.check(spec)
         return spec
