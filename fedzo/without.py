@@ -6,11 +6,14 @@ measured on a model that the client had moved, and so were the learning rate's h
 were drawn. It is not the run that would have been without the client, and no promise that nothing of its data is left.
 """
 
+from collections.abc import Sequence
+
 from fedzo.aggregation import commit_entries
 from fedzo.coordinator.history import History
-from fedzo.errors import ConfigError
+from fedzo.errors import ConfigError, RangeGuardError
 from fedzo.journal import Commit, Entry
 from fedzo.methods import get_method
+from fedzo.range_guard import RangeGuard, add_entries
 from fedzo.replica import Replica
 
 
@@ -26,15 +29,36 @@ def remove_client(replica: Replica, history: History, name: str) -> int:
         ConfigError: no such client, or the method's commits rest on each other.
         RangeGuardError: the others' parts alone would leave the range of the integers.
     """
+    check_removable(history, [name])
+    entries, found = entries_without(history, name)
+    check_range(history, entries, replica.maxima())
+    replica.add(entries)
+    return found
+
+
+def check_removable(history: History, names: Sequence[str]) -> None:
+    """Raises ConfigError for a client that the journal does not know, or a method whose commits rest on each other."""
     genesis = history.genesis
-    if name not in history.clients:
-        raise ConfigError(f"--without {name!r}: no such client; the journal knows {', '.join(history.clients)}")
-    method, client = get_method(genesis.rules.method), history.clients[name]
-    if method.memory(genesis) is not None:
+    for name in names:
+        if name not in history.clients:
+            raise ConfigError(f"{name!r}: no such client; the journal knows {', '.join(history.clients)}")
+    if get_method(genesis.rules.method).memory(genesis) is not None:
         raise ConfigError(
-            f"--without {name!r}: commits of method {genesis.rules.method!r} rest on the reports of earlier ones and "
-            "cannot be aggregated again one by one; choose a position before the client's first with fedzo rollback"
+            f"no client's part can be taken out: commits of method {genesis.rules.method!r} rest on the reports of "
+            "earlier ones and cannot be aggregated again one by one; choose a position before the client's first with "
+            "fedzo rollback"
         )
+
+
+def entries_without(history: History, name: str) -> tuple[list[Entry], int]:
+    """What takes a client's part out of the state at the journal's end, and the number of commits that it was in.
+
+    Args:
+        history: of the journal, to its end; `check_removable` holds.
+        name: of the client.
+    """
+    genesis, client = history.genesis, history.clients[name]
+    memory = get_method(genesis.rules.method).memory(genesis)
     entries: list[Entry] = []
     found = 0
     for record in history.commits:
@@ -44,8 +68,29 @@ def remove_client(replica: Replica, history: History, name: str) -> int:
             found += 1
             entries += [Entry(seed, -coefficient) for seed, coefficient in record.entries]
             if others:
-                rate = record.body.learning_rate
-                entries += commit_entries(genesis, record.round, rate, others, method.memory(genesis))
-    history.range_guard.check(entries, replica.maxima())
-    replica.add(entries)
-    return found
+                entries += commit_entries(genesis, record.round, record.body.learning_rate, others, memory)
+    return entries, found
+
+
+def check_range(history: History, entries: Sequence[Entry], maxima: Sequence[int]) -> None:
+    """May these entries be added to the state at the journal's end?
+
+    The range guard's bound is taken from that state, and where it is too coarse, as it is of a client that moved the
+    state far, from the base.
+
+    Args:
+        history: of the journal, to its end.
+        entries: as `entries_without` gives them.
+        maxima: of the state at the journal's end.
+
+    Raises:
+        RangeGuardError: no; names the tensor or the seed.
+    """
+    genesis = history.genesis
+    try:
+        history.range_guard.check(entries, maxima)
+    except RangeGuardError:
+        left = history.range_guard.totals
+        add_entries(left, entries)
+        from_base = RangeGuard(genesis.manifest, genesis.distribution, genesis.scope)
+        from_base.check([Entry(seed, total) for seed, total in left.items()])

@@ -1,4 +1,4 @@
-"""`fedzo simulate`, `compare`, `evaluate` and `demo`, as the command line sees them; heavy imports wait until then."""
+"""`fedzo simulate`, `compare`, `evaluate`, `influence` and `demo` as the command line sees them; heavy imports wait."""
 
 import json
 from dataclasses import fields
@@ -25,6 +25,9 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(options_command(SimulateOptions, compare, only=kept))
     app.command("evaluate")(
         options_command(SimulateOptions, evaluate, only=(*_DATA_OPTIONS, "batch_size", "threads", "state"))
+    )
+    app.command("influence")(
+        options_command(SimulateOptions, influence, only=("data", "text_field", "batch_size", "threads", "state"))
     )
     app.command("demo")(demo)
 
@@ -132,12 +135,52 @@ def evaluate(
     if found.cut:
         typer.echo(f"note: {found.cut} examples fill --max-length and may be cut; a larger one would show", err=True)
     if as_json:
-        finite = {name: value if isfinite(value) else None for name, value in known.items()}  # JSON has no others
+        finite = {name: _finite(value) for name, value in known.items()}
         typer.echo(json.dumps(finite | {"examples": found.examples}))
     else:
-        unit = "predicted tokens" if found.of_tokens else "rows"
         said = "".join(f"{name} {value:.5g}, " for name, value in known.items())
-        typer.echo(f"{said}{found.examples:,} {unit}")
+        typer.echo(f"{said}{found.counted}")
+
+
+def influence(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    base: Annotated[str | None, typer.Option(help="The base; by default the run's own --model.")] = None,
+    client: Annotated[
+        list[str] | None, typer.Option("--client", help="Only of this client; may be given more than once.")
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", help="Evaluate on the first so many rows; 0 takes all.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    **given: Any,
+) -> None:
+    """What each client's reports did to the loss on what a run holds out, or on --data.
+
+    A client's influence is the loss with every commit made of the others' reports alone, less the loss of the run's
+    model: positive where the client helped. The others count for more then, so it says whether they would have done
+    better without it, not how much it taught; and since they measured on models that it had moved, it is not the loss
+    of a run without it.
+    """
+    from dataclasses import asdict  # noqa: PLC0415
+
+    from .influence import influences  # noqa: PLC0415
+
+    whole, each = influences(run, given, base, rows=rows, names=client or [])
+    if as_json:
+        clients = [{name: _finite(value) for name, value in asdict(one).items()} for one in each]
+        typer.echo(json.dumps({"loss": _finite(whole.loss), "examples": whole.examples, "clients": clients}, indent=1))
+        return
+    typer.echo(f"held-out loss {whole.loss:.5g}, {whole.counted}; influence: the loss without a client's reports less")
+    typer.echo("that, the others' weights raised; positive: the client helped; not the loss of a run without it")
+    for one in each:
+        if one.influence is None:
+            said = "influence –  without it the integers might leave their range"
+        else:
+            said = f"influence {one.influence:+.3e}  loss without {one.loss_without:.5g}"
+        typer.echo(f"{one.client:>6}  {one.name:<12} {said}  commits {one.commits}")
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON has not."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def demo(

@@ -1,27 +1,28 @@
 """`fedzo evaluate`: how well a run's model, or any model, does on held-out data."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import exp, inf
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedzo.checkpoint import head_of, load_base, load_tokenizer
+from fedzo.checkpoint import Base, head_of, load_base, load_tokenizer
 from fedzo.config import make_options, option_name, parse_options, read_toml
 from fedzo.errors import ConfigError, DataError
 from fedzo.estimate import Batch, Estimator, Measure
+from fedzo.journal import JournalContents
 from fedzo.noise.draws import epoch_order
 from fedzo.options.checks import MOST, require_choice, require_range
 from fedzo.rebuild import rebuild
+from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.tasks import get_task
-from fedzo.tasks.metrics import Answer, score
-from fedzo.tasks.rows import Row, read_rows
-from fedzo.tasks.task import Task, class_names
+from fedzo.tasks.rows import TEXT_FIELD, Row, read_rows
+from fedzo.tasks.task import Task
 from fedzo.tiers import TIERS
 
+from .measured import Evaluated, Subject, measured
 from .options import SimulateOptions
 from .setup import deal, make_task
 
@@ -52,32 +53,6 @@ class Shown:
             raise ConfigError(f"option shots-from is {self.source!r}, but --shots is 0; say how many")
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """What was found."""
-
-    loss: float
-    metrics: Mapping[str, float]
-    examples: int
-    """What the loss is the mean of: predicted tokens, or rows where a label is predicted."""
-    of_tokens: bool
-    """The former."""
-    cut: int
-    """Of the rows, those that fill `max_length` and so may have been cut."""
-    answers: Sequence[Answer] = field(default=(), repr=False)
-    """What the metrics were computed of, where the task gives answers."""
-
-    @property
-    def perplexity(self) -> float | None:
-        """exp(loss), where the loss is that of tokens; inf where that is more than a float holds."""
-        if not self.of_tokens:
-            return None
-        try:
-            return exp(self.loss)
-        except OverflowError:
-            return inf
-
-
 def evaluate(target: str, given: dict[str, Any], base: str | None, shown: Shown = Shown()) -> Evaluated:
     """Evaluate a run's tuned model on its held-out data or on data given, or a model on data given.
 
@@ -91,40 +66,60 @@ def evaluate(target: str, given: dict[str, Any], base: str | None, shown: Shown 
         ConfigError, DataError, CheckpointError, JournalError: by name.
     """
     torch.set_num_threads(given.get("threads") or torch.get_num_threads())
-    is_run = RunDirectory(Path(target)).journal.exists()
-    work = _of_run(target, given, base, shown) if is_run else _of_model(target, given, shown)
-    return _measure(*work)
-
-
-_MeasureAll = Callable[[Sequence[Batch], Measure[Any]], list[Any]]
-
-
-def _of_run(
-    target: str, given: dict[str, Any], base: str | None, shown: Shown
-) -> tuple[_MeasureAll, Task, list[Any], int]:
+    run = RunDirectory(Path(target))
+    if not run.journal.exists():
+        return measured(_of_model(target, given, shown))
     for name in _OF_THE_RUN:
         if name in given:
             raise ConfigError(f"option {option_name(name)}: {target} is a run, and its own is used; leave it out")
-    run = RunDirectory(Path(target))
+    return measured(subject_of_run(run, rebuilt(run, given, base), given, shown))
+
+
+def rebuilt(run: RunDirectory, given: dict[str, Any], base: str | None) -> tuple[Replica, Base, JournalContents]:
+    """As `fedzo.rebuild.rebuild`, on the tier that the options name."""
     state = given.get("state", "auto")
     require_choice("state", state, TIERS)
-    replica, loaded, contents = rebuild(run, base, state=state)
+    return rebuild(run, base, state=state)
+
+
+def subject_of_run(
+    run: RunDirectory, made: tuple[Replica, Base, JournalContents], given: dict[str, Any], shown: Shown
+) -> Subject:
+    """A run's replica, as it is whenever it is measured, on what the run holds out or on data given.
+
+    Args:
+        run: the run.
+        made: what was rebuilt of it; the base's model is the replica's skeleton from here on.
+        given, shown: as of `evaluate`.
+
+    Raises:
+        ConfigError, DataError: by name.
+    """
+    replica, loaded, contents = made
     spec = contents.genesis.task
-    stored = parse_options(SimulateOptions, read_toml(run.config), str(run.config))
-    options = make_options(SimulateOptions, stored | {"task": spec.name})  # a file that it began with may be gone
-    task = get_task(spec.name)(spec, load_tokenizer(loaded.source), given.get("text_field", options.text_field))
-    if "data" in given:
-        shares = [task.rows(read_rows(given["data"]), given["data"])]
-    else:
-        shares = [held_out for _, held_out in deal(options, task, read_rows(options.data))]
-        if not any(shares):
-            raise ConfigError(f"{target}: the run holds nothing out; give --data")
+    stored = read_toml(run.config) if run.config.exists() else {}  # a client's directory has none
+    text_field = given.get("text_field", stored.get("text-field", TEXT_FIELD))
+    task = get_task(spec.name)(spec, load_tokenizer(loaded.source), text_field)
+    source = given.get("data")
+    shares = [task.rows(read_rows(source), source)] if source is not None else _held_out(run, stored, task)
     examples = _examples(task, shares, shown)
     estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER)
-    return estimator.evaluate, task, examples, given.get("batch_size", options.batch_size)
+    return Subject(estimator.evaluate, task, examples, given.get("batch_size", contents.genesis.rules.batch_size))
 
 
-def _of_model(target: str, given: dict[str, Any], shown: Shown) -> tuple[_MeasureAll, Task, list[Any], int]:
+def _held_out(run: RunDirectory, stored: dict[str, Any], task: Task) -> list[list[Row]]:
+    """Of each client of a simulation."""
+    if "data" not in stored:
+        raise ConfigError(f"{run.path}: the run was no simulation, so its rows are not known here; give --data")
+    values = parse_options(SimulateOptions, stored, str(run.config))
+    options = make_options(SimulateOptions, values | {"task": task.spec.name})  # a file that it began with may be gone
+    shares = [held_out for _, held_out in deal(options, task, read_rows(options.data))]
+    if not any(shares):
+        raise ConfigError(f"{run.path}: the run holds nothing out; give --data")
+    return shares
+
+
+def _of_model(target: str, given: dict[str, Any], shown: Shown) -> Subject:
     if "data" not in given:
         raise ConfigError(f"{target} is no run directory, so it is taken for a model: give --data to evaluate it on")
     if "state" in given:
@@ -140,7 +135,7 @@ def _of_model(target: str, given: dict[str, Any], shown: Shown) -> tuple[_Measur
     def measure_all(batches: Sequence[Batch], measure: Measure[Any]) -> list[Any]:
         return [measure(model, batch) for batch in batches]
 
-    return measure_all, task, examples, options.batch_size
+    return Subject(measure_all, task, examples, options.batch_size)
 
 
 def _examples(task: Task, shares: list[list[Row]], shown: Shown) -> list[Any]:
@@ -160,24 +155,3 @@ def _demonstrated(task: Task, rows: list[Row], shown: Shown) -> list[Row]:
         if shown.source is None:
             rows = [row for k, row in enumerate(rows) if k not in drawn]
     return rows[: shown.rows] if shown.rows else rows
-
-
-def _measure(measure_all: _MeasureAll, task: Task, examples: Sequence[Any], batch_size: int) -> Evaluated:
-    ordered = sorted(examples, key=task.length, reverse=True)
-    collated = [task.collate(ordered[low : low + batch_size]) for low in range(0, len(ordered), batch_size)]
-    counts = [count for _, count in collated]
-    judged = bool(task.spec.metrics)
-    found = measure_all([batch for batch, _ in collated], task.judge if judged else task.measure)
-    total = sum(counts)
-    loss = sum(mean * count for (mean, _), count in zip(found, counts, strict=True)) / total
-    answers: list[Answer] = [answer for _, answered in found for answer in answered] if judged else []
-    if judged:
-        classes = class_names(task.spec)
-        metrics = {name: score(name, answers, classes) for name in task.spec.metrics}
-    elif task.metric:
-        mean = sum((scored or 0.0) * count for (_, scored), count in zip(found, counts, strict=True)) / total
-        metrics = {task.metric: mean}
-    else:
-        metrics = {}
-    cut = sum(task.length(example) >= task.spec.max_length for example in examples)
-    return Evaluated(loss, metrics, total, task.metric is None, cut, answers)

@@ -76,6 +76,23 @@ def rouge_l_of(said: str, right: str) -> float:
     return 2 * same / (len(ours) + len(theirs)) if same else 0.0
 
 
+def drop_words(text: str) -> list[str]:
+    """As DROP compares, for the texts of these tests: hyphens part words, numbers are by value."""
+    found = []
+    for part in text.lower().replace("-", " ").split(" "):
+        digits = part.replace(",", "").rstrip(".")
+        found += [f"{float(digits):.6f}"] if re.fullmatch(r"\d+(\.\d+)?", digits) else words(part)
+    return found
+
+
+def drop_f1_of(ours: Counter, theirs: Counter) -> float:
+    numbers = [word for word in theirs if word[0].isdecimal()]
+    if numbers and not any(number in ours for number in numbers):
+        return 0.0
+    same = len(set(ours) & set(theirs))
+    return round(2 * same / (len(ours) + len(theirs)), 2)
+
+
 def f1_of_class(answers: list[Answer], name: str) -> float | None:
     hits = sum(a.said == name == a.accepted[0] for a in answers)
     named = sum(a.said == name for a in answers) + sum(a.accepted[0] == name for a in answers)
@@ -87,11 +104,17 @@ def expected(metric: str, answers: list[Answer], classes: tuple[str, ...]) -> fl
         return f1_of_class(answers, classes[1]) or 0.0
     if metric == "f1" and classes:
         return float(np.mean([f for name in classes if (f := f1_of_class(answers, name)) is not None]))
+    if metric == "group-accuracy":
+        groups = {answer.group for answer in answers}
+        wrong = {answer.group for answer in answers if answer.said not in answer.accepted}
+        return len(groups - wrong) / len(groups)
     one = {
         "accuracy": lambda said, right: said == right,
         "exact-match": lambda said, right: words(said) == words(right),
         "f1": lambda said, right: f1_of(words(said), words(right)),
         "rouge-l": rouge_l_of,
+        "drop-f1": lambda said, right: drop_f1_of(Counter(drop_words(said)), Counter(drop_words(right))),
+        "drop-exact-match": lambda said, right: drop_words(said) == drop_words(right),
     }[metric]
     return float(np.mean([max(one(answer.said, right) for right in answer.accepted) for answer in answers]))
 
@@ -105,7 +128,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "positive-f1"])
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric not in ("positive-f1", "group-accuracy")])
 def test_metrics_of_texts_are_those_computed_by_hand(metric):
     assert score(metric, TEXTS) == pytest.approx(expected(metric, TEXTS, ()), abs=1e-6)
     assert 0 < score("f1", TEXTS) < 1
@@ -118,6 +141,66 @@ def test_metrics_of_classes_are_those_computed_by_hand(classes):
     answers = [Answer(names[draw.integers(len(names))], (names[draw.integers(len(names))],)) for _ in range(40)]
     for metric in ("accuracy", "f1", *(["positive-f1"] if len(classes) == 2 else [])):
         assert score(metric, answers, classes) == pytest.approx(expected(metric, answers, classes), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "f1", "exact"),
+    [
+        ("5", "5.0", 1, 1),
+        ("1,500 yards", "1500 yards", 1, 1),
+        ("$1,500", "1500", 1, 1),
+        ("the 5 Goals.", "5 goals", 1, 1),
+        ("goals 5", "5 goals", 1, 0),
+        ("5 and 5", "5", 0.67, 0),  # a set of {5, and}: 2 · 1 / (2 + 1)
+        ("6 goals", "5 goals", 0, 0),  # no number of the right answer was said
+        ("goals", "5 goals", 0, 0),
+        ("5 goals", "goals", 0.67, 0),
+        ("forty-two yards", "forty two yards", 1, 1),
+        ("12 March 1918", "March 1918", 0.8, 0),
+        ("the home side", "the guests", 0, 0),
+        ("the", "a", 1, 1),  # nothing is left of either
+        ("the", "cat", 0, 0),
+    ],
+)
+def test_words_are_compared_as_drop_does(said, right, f1, exact):
+    """Worked out by hand from the description of the metric: F1 of sets of words to two digits."""
+    assert score("drop-f1", [Answer(said, (right,))]) == f1
+    assert score("drop-exact-match", [Answer(said, (right,))]) == exact
+    assert score("drop-f1", [Answer(said, ("12345", right)), Answer("", (right,))]) == f1 / 2
+
+
+def test_a_group_is_right_where_all_of_it_is():
+    answers = [
+        Answer("yes", ("yes",), "0.0"),
+        Answer("no", ("no",), "0.0"),
+        Answer("yes", ("yes",), "0.1"),
+        Answer("yes", ("no",), "0.1"),
+        Answer("no", ("yes",), "1.0"),
+        Answer("no", ("no",), "1.1"),
+    ]
+    assert score("group-accuracy", answers, ("no", "yes")) == 2 / 4
+    assert score("group-accuracy", answers[::-1], ("no", "yes")) == 2 / 4
+    assert score("group-accuracy", answers[2:4], ("no", "yes")) == 0
+
+
+def test_the_rows_of_a_question_are_a_group(tokenizer):
+    rows = read_rows(str(HERE / "multirc.jsonl"))
+    task = task_of("multirc", rows, tokenizer)
+    assert [example.group for example in task.examples(task.rows(rows, "data"))] == ["0.0", "0.0", "0.1", "0.1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metrics": ("group-accuracy",)}, "metric 'group-accuracy' needs the key group in the task's file"),
+        ({"group": "{g}", "objective": "group-accuracy"}, "a batch may hold parts; choose 'accuracy'"),
+        ({"group": "{g!r}", "metrics": ("group-accuracy",)}, "option group is '{g!r}'"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(given, message):
+    spec = Spec(tokenizer_digest=bytes(32), max_length=64, **FINAL | given)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        get_task("instruction").check(spec)
 
 
 def test_a_metric_that_needs_torchmetrics_says_so(monkeypatch):
@@ -252,7 +335,7 @@ def test_an_answer_without_the_final_mark_is_wrong(tokenizer):
         task.examples(task.rows(bare, "data"))
 
 
-@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "positive-f1"])
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric not in ("positive-f1", "group-accuracy")])
 def test_an_answer_that_says_nothing_is_never_right(metric):
     assert score(metric, [Answer("", ("",)), Answer("", ("the",))]) == 0
     assert score(metric, [Answer("", ("",)), Answer("cat", ("cat",))]) == 0.5

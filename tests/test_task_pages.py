@@ -36,6 +36,7 @@ def test_a_page_states_its_tasks_fields_and_metrics(name):
     for field in (definition.label_field, definition.choices, definition.references.partition(".")[0]):
         assert not field or f"`{field}`" in page
     said = {"accuracy": "ccuracy", "f1": "F1", "positive-f1": "F1", "exact-match": "xact match", "rouge-l": "ROUGE-L"}
+    said |= {"group-accuracy": "share of questions", "drop-f1": "as DROP", "drop-exact-match": "as DROP"}
     assert all(said[metric] in page for metric in definition.metrics)
 
 

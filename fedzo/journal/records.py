@@ -103,6 +103,8 @@ class Task:
     """What answers are judged by; names of `fedzo.tasks.metrics`."""
     objective: str = ""
     """1 − this metric is minimised; empty for the task's own loss."""
+    group: str = ""
+    """A row's group, with {field} for its fields; rows with the same are judged together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,6 +120,7 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             answer_tokens=defined.answer_tokens,
             metrics=tuple(defined.metrics),
             objective="" if self.objective == "loss" else self.objective,
+            group=defined.group,
         )
         kind.check(spec)
         return spec

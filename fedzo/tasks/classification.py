@@ -27,7 +27,7 @@ from fedzo.tasks.sequences import IGNORED_LABEL, TokenSequence, answered, joined
 from fedzo.tasks.task import Measured, Task, class_names
 from fedzo.tasks.template import check_template, fill, value_at
 
-_OURS = ("labels", "right", "names", "accepted")
+_OURS = ("labels", "right", "names", "accepted", "groups")
 """What a batch holds beside the model's input."""
 
 
@@ -40,6 +40,7 @@ class Choice(NamedTuple):
     """What each candidate is called."""
     accepted: tuple[str, ...]
     """Names that are right."""
+    group: str
 
 
 class CandidateClassification(Task):
@@ -47,7 +48,7 @@ class CandidateClassification(Task):
 
     metric = "accuracy"
     uses = frozenset({"prompt", "label_field"})
-    may_use = frozenset({"labels", "choices", "metrics", "objective"})
+    may_use = frozenset({"labels", "choices", "metrics", "objective", "group"})
 
     @classmethod
     def check(cls, spec: records.Task) -> None:
@@ -78,7 +79,7 @@ class CandidateClassification(Task):
             said, right, names, accepted = self._candidates(row)
             prompt = self.demonstrations + row.text
             sequences = tuple(answered(self.tokenizer, prompt, text, most, end=False) for text in said)
-            found.append(Choice(sequences, right, names, accepted))
+            found.append(Choice(sequences, right, names, accepted, fill(self.spec.group, row.fields)))
         return found
 
     def collate(self, examples: Sequence[Choice]) -> tuple[Batch, int]:
@@ -88,6 +89,7 @@ class CandidateClassification(Task):
             "right": torch.tensor([example.right for example in examples]),
             "names": [example.names for example in examples],
             "accepted": [example.accepted for example in examples],
+            "groups": [example.group for example in examples],
         }
         return batch | ours, len(examples)
 
@@ -109,8 +111,9 @@ class CandidateClassification(Task):
     def judge(self, model: nn.Module, batch: Batch) -> tuple[float, list[Answer]]:
         """Loss, and the name of the best-scoring candidate of each row."""
         scores = self._scores(model, batch)
-        rows = zip(scores.argmax(dim=1).tolist(), batch["names"], batch["accepted"], strict=True)
-        return float(cross_entropy(scores, batch["right"])), [Answer(n[best], accepted) for best, n, accepted in rows]
+        rows = zip(scores.argmax(dim=1).tolist(), batch["names"], batch["accepted"], batch["groups"], strict=True)
+        answers = [Answer(names[best], accepted, group) for best, names, accepted, group in rows]
+        return float(cross_entropy(scores, batch["right"])), answers
 
     def _candidates(self, row: Row) -> tuple[tuple[str, ...], int, tuple[str, ...], tuple[str, ...]]:
         """How each candidate is said, which is right, what they are called, and the names that are right."""

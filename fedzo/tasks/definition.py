@@ -35,6 +35,7 @@ class Definition:
     stop: Annotated[str, "A generated answer ends before this."] = ""
     answer_tokens: Annotated[int, "Most tokens of a generated answer."] = 0
     metrics: Annotated[list[str], "What answers are judged by."] = field(default_factory=list)
+    group: Annotated[str, "A row's group, a template; rows with the same are judged together."] = ""
 
 
 def published_tasks() -> list[str]:
@@ -70,6 +71,7 @@ def definition_of(spec: records.Task) -> Definition:
         stop=spec.stop,
         answer_tokens=spec.answer_tokens,
         metrics=list(spec.metrics),
+        group=spec.group,
     )
 
 

@@ -23,7 +23,7 @@ from fedzo.tasks.sequences import TokenSequence, answered, asked, joined, padded
 from fedzo.tasks.task import Task
 from fedzo.tasks.template import check_template, fill, value_at
 
-_OURS = ("prompts", "accepted")
+_OURS = ("prompts", "accepted", "groups")
 """What a batch holds beside the model's input."""
 
 
@@ -34,13 +34,14 @@ class Question(NamedTuple):
     prompt: NDArray[np.int64]
     """int64[tokens], cut so that the longest answer fits after it; empty where nothing is generated."""
     accepted: tuple[str, ...]
+    group: str
 
 
 class InstructionTuning(Task):
     """See `fedzo.tasks.task.Task`."""
 
     uses = frozenset({"prompt", "response"})
-    may_use = frozenset({"references", "final_mark", "stop", "answer_tokens", "metrics", "objective"})
+    may_use = frozenset({"references", "final_mark", "stop", "answer_tokens", "metrics", "objective", "group"})
 
     @classmethod
     def check(cls, spec: records.Task) -> None:
@@ -70,9 +71,9 @@ class InstructionTuning(Task):
             sequence = answered(self.tokenizer, prompt, row.text, spec.max_length, end=True)
             if _generates(spec):
                 alone = asked(self.tokenizer, prompt, spec.max_length - spec.answer_tokens)
-                found.append(Question(sequence, alone, self._accepted(row)))
+                found.append(Question(sequence, alone, self._accepted(row), fill(spec.group, row.fields)))
             else:
-                found.append(Question(sequence, sequence.ids[:0], ()))
+                found.append(Question(sequence, sequence.ids[:0], (), ""))
         return found
 
     def collate(self, examples: Sequence[Question]) -> tuple[Batch, int]:
@@ -80,6 +81,7 @@ class InstructionTuning(Task):
         ours = {
             "prompts": [example.prompt for example in examples],
             "accepted": [example.accepted for example in examples],
+            "groups": [example.group for example in examples],
         }
         predicted = sum(example.sequence.predicted for example in examples)
         return padded([example.sequence for example in examples]) | ours, predicted
@@ -106,9 +108,9 @@ class InstructionTuning(Task):
 
     def _answers(self, model: nn.Module, batch: Batch) -> list[Answer]:
         spec, found = self.spec, []
-        for prompt, accepted in zip(batch["prompts"], batch["accepted"], strict=True):
+        for prompt, accepted, group in zip(batch["prompts"], batch["accepted"], batch["groups"], strict=True):
             said = greedy_answer(model, self.tokenizer, prompt, answer_tokens=spec.answer_tokens, stop=spec.stop)
-            found.append(Answer(self._final(said), accepted))
+            found.append(Answer(self._final(said), accepted, group))
         return found
 
     def _accepted(self, row: Row) -> tuple[str, ...]:

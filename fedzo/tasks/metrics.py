@@ -1,8 +1,9 @@
 """How good answers are: numbers from 0 to 1, over all answers together.
 
-Accuracy is ours; the rest is torchmetrics': F1 of classes, exact match and F1 of tokens as SQuAD defines them
-(Rajpurkar et al. 2016: lower case, no punctuation, no articles, the best of several references), ROUGE-L's F-measure
-(Lin 2004). An answer that says nothing is never right.
+Accuracy, of answers and of groups of them, is ours, and so is DROP's comparison (`fedzo.tasks.drop`); the rest is
+torchmetrics': F1 of classes, exact match and F1 of tokens as SQuAD defines them (Rajpurkar et al. 2016: lower case, no
+punctuation, no articles, the best of several references), ROUGE-L's F-measure (Lin 2004). An answer that says nothing
+is never right.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedzo.errors import ConfigError
+from fedzo.tasks import drop
 
 
 class Answer(NamedTuple):
@@ -20,6 +22,8 @@ class Answer(NamedTuple):
     said: str
     accepted: tuple[str, ...]
     """At least one; for a class the first is its name."""
+    group: str = ""
+    """Answers with the same are judged together, by a metric of groups."""
 
 
 Metric = Callable[[Sequence[Answer], Sequence[str]], float]
@@ -35,17 +39,35 @@ def score(metric: str, answers: Sequence[Answer], classes: Sequence[str] = ()) -
     return METRICS[metric](answers, classes)
 
 
-def check_metric(option: str, metric: str, classes: int) -> None:
-    """Raises ConfigError for a metric that is unknown, or not defined for so many classes."""
+def check_metric(option: str, metric: str, classes: int, *, grouped: bool) -> None:
+    """Raises ConfigError for a metric that is unknown, or not defined for so many classes or without groups."""
     if metric not in METRICS:
         raise ConfigError(f"{option} {metric!r} is unknown; choose one of: {', '.join(METRICS)}")
     if metric == "positive-f1" and classes != 2:
         raise ConfigError(f"{option} 'positive-f1' is for two classes, and the task has {classes}; choose 'f1'")
+    if metric == "group-accuracy" and option == "objective":
+        raise ConfigError(
+            "objective 'group-accuracy' is of whole groups, and a batch may hold parts; choose 'accuracy'"
+        )
+    if metric == "group-accuracy" and not grouped:
+        raise ConfigError(f"{option} 'group-accuracy' needs the key group in the task's file; without, take 'accuracy'")
 
 
 def accuracy(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
     """The share that is right to the letter."""
-    return sum(answer.said != "" and answer.said in answer.accepted for answer in answers) / len(answers)
+    return sum(map(_is_right, answers)) / len(answers)
+
+
+def group_accuracy(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
+    """The share of groups whose answers are all right to the letter."""
+    right: dict[str, bool] = {}
+    for answer in answers:
+        right[answer.group] = right.get(answer.group, True) and _is_right(answer)
+    return sum(right.values()) / len(right)
+
+
+def _is_right(answer: Answer) -> bool:
+    return answer.said != "" and answer.said in answer.accepted
 
 
 def f1(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
@@ -71,6 +93,21 @@ def positive_f1(answers: Sequence[Answer], classes: Sequence[str]) -> float:
 def exact_match(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
     """The share that is right but for case, punctuation and articles."""
     return _squad(answers, "exact_match")
+
+
+def drop_f1(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
+    """The mean of the F1 of words as DROP compares them, the best of the references."""
+    return _best(drop.f1, answers)
+
+
+def drop_exact_match(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
+    """The share that is right as DROP compares words."""
+    return _best(drop.exact_match, answers)
+
+
+def _best(compare: Callable[[str, str], float], answers: Sequence[Answer]) -> float:
+    best = [max(compare(answer.said, right) for right in answer.accepted) for answer in answers if answer.said]
+    return sum(best) / len(answers)
 
 
 def rouge_l(answers: Sequence[Answer], classes: Sequence[str] = ()) -> float:
@@ -120,4 +157,7 @@ METRICS: dict[str, Metric] = {
     "positive-f1": positive_f1,
     "exact-match": exact_match,
     "rouge-l": rouge_l,
+    "group-accuracy": group_accuracy,
+    "drop-f1": drop_f1,
+    "drop-exact-match": drop_exact_match,
 }

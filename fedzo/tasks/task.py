@@ -13,6 +13,7 @@ from fedzo.estimate import Batch
 from fedzo.journal import records
 from fedzo.tasks.metrics import Answer, check_metric, score
 from fedzo.tasks.rows import TEXT_FIELD, Fields, Row, missing_field
+from fedzo.tasks.template import check_template
 
 Example = Any
 """Whatever `examples` makes and `collate` takes."""
@@ -28,6 +29,7 @@ OPTIONS = (
     "answer_tokens",
     "metrics",
     "objective",
+    "group",
 )
 """Fields of the spec that not every task has a use for."""
 Measured = tuple[float, float | None]
@@ -70,9 +72,10 @@ class Task(ABC):
                 raise ConfigError(
                     f"option {option} is {value!r}, but task {spec.name!r} has no use for it; leave it out"
                 )
+        check_template("group", spec.group)
         for option, metric in (*(("metric", metric) for metric in spec.metrics), ("objective", spec.objective)):
             if metric:
-                check_metric(option, metric, len(class_names(spec)))
+                check_metric(option, metric, len(class_names(spec)), grouped=bool(spec.group))
 
     def text(self, fields: Fields) -> str:
         """A row's text; rows without any are left out. Raises DataError where a field is missing."""

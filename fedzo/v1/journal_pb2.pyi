@@ -41,7 +41,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., exponent: _Optional[int] = ..., max_abs: _Optional[int] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("name", "tokenizer_digest", "max_length", "prompt", "response", "label_field", "labels", "candidates", "head", "choices", "references", "final_mark", "stop", "answer_tokens", "metrics", "objective")
+    __slots__ = ("name", "tokenizer_digest", "max_length", "prompt", "response", "label_field", "labels", "candidates", "head", "choices", "references", "final_mark", "stop", "answer_tokens", "metrics", "objective", "group")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class Task(_message.Message):
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     name: str
     tokenizer_digest: bytes
     max_length: int
@@ -74,7 +75,8 @@ class Task(_message.Message):
     answer_tokens: int
     metrics: _containers.RepeatedScalarFieldContainer[str]
     objective: str
-    def __init__(self, name: _Optional[str] = ..., tokenizer_digest: _Optional[bytes] = ..., max_length: _Optional[int] = ..., prompt: _Optional[str] = ..., response: _Optional[str] = ..., label_field: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Iterable[str]] = ..., head: _Optional[bool] = ..., choices: _Optional[str] = ..., references: _Optional[str] = ..., final_mark: _Optional[str] = ..., stop: _Optional[str] = ..., answer_tokens: _Optional[int] = ..., metrics: _Optional[_Iterable[str]] = ..., objective: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, name: _Optional[str] = ..., tokenizer_digest: _Optional[bytes] = ..., max_length: _Optional[int] = ..., prompt: _Optional[str] = ..., response: _Optional[str] = ..., label_field: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Iterable[str]] = ..., head: _Optional[bool] = ..., choices: _Optional[str] = ..., references: _Optional[str] = ..., final_mark: _Optional[str] = ..., stop: _Optional[str] = ..., answer_tokens: _Optional[int] = ..., metrics: _Optional[_Iterable[str]] = ..., objective: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class Rules(_message.Message):
     __slots__ = ("method", "rounds", "cohort", "quorum", "deadline_s", "directions", "local_steps", "batch_size", "epsilon", "learning_rate", "schedule", "evaluate_every", "attest_every", "guard_factor", "pool_size", "warmup_rounds", "momentum_window", "momentum_decay", "curvature_power", "buffer_size", "max_staleness", "scope", "clip", "aggregation", "tolerate", "calibrated")
