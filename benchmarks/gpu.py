@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import torch
 from blake3 import blake3
+from fedzo.noise.triton_copies import Scales, materialise_copies
 from rich.console import Console
 from torch import nn
 from torch.func import functional_call
@@ -38,7 +39,6 @@ from fedzo.checkpoint import raw_bytes
 from fedzo.compute_copy import CopyFormat
 from fedzo.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.noise import COEFFICIENT_BITS, Distribution, Increments, Segment, Term, get_backend
-from fedzo.noise.triton_copies import Scales, materialise_copies
 from fedzo.tiers.device import DeviceRing, pinned
 
 _EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)

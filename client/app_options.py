@@ -30,7 +30,10 @@ class NodeOptions:
     dtype: Annotated[str, "Compute type: float32, bfloat16 or float16."] = "float32"
     threads: Annotated[int, "CPU threads; 0 takes all cores."] = 0
     backend: Annotated[str, "Who makes the noise: auto, numba, torch, reference."] = "auto"
-    state: Annotated[str, "Where the exact state lives: host (memory), disk (streamed), or auto."] = "auto"
+    state: Annotated[
+        str, "Where the exact state lives: device (the memory of device), host (memory), disk (streamed), or auto."
+    ] = "auto"
+    device: Annotated[str, "Where forward passes run: cpu, cuda, cuda:N, or auto."] = "cpu"
     compute_copy: Annotated[
         str,
         "What forward passes read: none (the state itself), or a copy of it in bf16, fp16 or int8.",
@@ -81,6 +84,7 @@ class NodeOptions:
             "threads": self.threads,
             "backend": self.backend,
             "state": self.state,
+            "device": self.device,
             "compute_copy": self.compute_copy,
             "directions_per_pass": self.directions_per_pass,
         }

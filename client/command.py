@@ -51,8 +51,16 @@ def client(
         "auto"
     ),
     state: Annotated[
-        str, typer.Option("--state", help="Where the exact state lives: host (memory), disk (streamed), or auto.")
+        str,
+        typer.Option(
+            "--state",
+            help="Where the exact state lives: device (the memory of --device), host (memory), disk (streamed), or "
+            "auto.",
+        ),
     ] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="Where forward passes run: cpu, cuda, cuda:N, or auto.")
+    ] = "cpu",
     compute_copy: Annotated[
         str,
         typer.Option(
@@ -94,6 +102,7 @@ def client(
         threads=threads,
         backend=backend,
         state=state,
+        device=device,
         compute_copy=compute_copy,
         directions_per_pass=directions_per_pass,
         patience_s=patience,

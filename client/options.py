@@ -98,6 +98,8 @@ class WorkOptions:
     backend: str
     state: str
     """Where the exact state lives: one of `fedzo.tiers.TIERS`."""
+    device: str
+    """Where forward passes run: what `fedzo.device.get_device` takes."""
     compute_copy: str
     """What forward passes read: one of `fedzo.tiers.COPIES`."""
     directions_per_pass: int

@@ -346,12 +346,6 @@ def require_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ConfigError(f"{name} {value!r} is unknown; choose one of: {', '.join(choices)}")
 
 
-def require_built(name: str, value: str, only: str) -> None:
-    """Raises ConfigError for a value that will have a meaning, but has none yet."""
-    if value != only:
-        raise ConfigError(f"{name} {value!r} is not built yet; choose {only!r}")
-
-
 def _absolute(values: dict[str, Any], places: Collection[str]) -> dict[str, Any]:
     """Paths that exist, made absolute; hub names and rules are left as they are."""
     given = {name: Path(values[name]) for name in places if values.get(name)}

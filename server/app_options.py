@@ -13,7 +13,7 @@ from fedzo.wire.invitation import RUN_NAME
 TRANSPORTS = ("session", "messages")
 FOR_NODES = (
     *("data", "eval-data", "eval-batch-size", "text-field", "partition"),
-    *("dtype", "compute-copy", "directions-per-pass", "threads", "backend"),
+    *("dtype", "compute-copy", "directions-per-pass", "device", "threads", "backend"),
 )
 """Keys of the run config that are the nodes' in Flower's simulation (`virtual_options`), and of no use elsewhere."""
 HOSTING = ("transport", "listen", "host", "gather", "linger", "patience", "resume")

@@ -10,8 +10,9 @@ import torch
 
 from fedzo.checkpoint import head_of, load_base, load_tokenizer
 from fedzo.config import make_options, option_name, parse_options, read_toml
+from fedzo.device import get_device, moved
 from fedzo.errors import ConfigError, DataError
-from fedzo.estimate import Batch, Estimator, Measure
+from fedzo.estimate import Batch, Estimator, Measure, weights_of
 from fedzo.noise.draws import epoch_order
 from fedzo.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
@@ -108,7 +109,8 @@ def _of_run(
     run = RunDirectory(Path(target))
     state = given.get("state", "auto")
     require_choice("state", state, TIERS)
-    replica, loaded, contents = rebuild(run, base, state=state)
+    device = get_device(given.get("device", "cpu"))
+    replica, loaded, contents = rebuild(run, base, state=state, device=device)
     spec = contents.genesis.task
     stored = parse_options(SimulateOptions, read_toml(run.config), str(run.config))
     options = make_options(SimulateOptions, stored | {"task": spec.name})  # a file that it began with may be gone
@@ -120,7 +122,8 @@ def _of_run(
         if not any(shares):
             raise ConfigError(f"{target}: the run holds nothing out; give --data")
     examples = _examples(task, shares, shown)
-    estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER)
+    weights = weights_of(replica, "none", state, run.path, device)
+    estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER, weights=weights)
     return estimator.evaluate, task, examples, given.get("batch_size", options.batch_size)
 
 
@@ -134,11 +137,12 @@ def _of_model(target: str, given: dict[str, Any], shown: Shown) -> tuple[_Measur
     rows = read_rows(options.data)
     task = make_task(options, load_tokenizer(target), rows)
     examples = _examples(task, [task.rows(rows, options.data)], shown)
-    model = load_base(target, head_of(task.spec, options.seed)).model.float()
+    device = get_device(options.device)
+    model = load_base(target, head_of(task.spec, options.seed)).model.float().to(device)
 
     @torch.inference_mode()
     def measure_all(batches: Sequence[Batch], measure: Measure[Any]) -> list[Any]:
-        return [measure(model, batch) for batch in batches]
+        return [measure(model, moved(batch, device)) for batch in batches]
 
     return measure_all, task, examples, options.batch_size
 

@@ -120,7 +120,7 @@ class Federation:
             1.0,
         )
         threads = options.threads or max(1, (os.cpu_count() or 1) // options.clients)
-        how = ("--text-field", options.text_field, "--dtype", options.dtype)
+        how = ("--text-field", options.text_field, "--dtype", options.dtype, "--device", options.device)
         where = ("--backend", options.backend, "--state", options.state, "--compute-copy", options.compute_copy)
         together = ("--directions-per-pass", options.directions_per_pass, "--eval-batch-size", options.eval_batch_size)
         named = ("--model", options.model, "--dir", home, "--name", name, "--threads", threads)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from fedzo.device import get_device
 from fedzo.errors import ConfigError
 from fedzo.journal import Rules
 from fedzo.noise import get_backend
-from fedzo.run_options import MOST, RunOptions, require_built, require_choice, require_range
+from fedzo.run_options import MOST, RunOptions, require_choice, require_range
 from fedzo.tasks.partition import held_out_every
 from fedzo.tiers import COPIES, TIERS
 
@@ -50,8 +51,8 @@ class SimulateOptions(RunOptions):
     )
     state: Annotated[
         str,
-        "Where the exact state lives: host (memory), disk (streamed from the run's state file), or auto: the host "
-        "where half of its free memory holds it.",
+        "Where the exact state lives: device (the memory of --device), host (memory), disk (streamed from the run's "
+        "state file), or auto: the first of these where half of what is free holds it.",
     ] = "auto"
     compute_copy: Annotated[
         str,
@@ -61,7 +62,9 @@ class SimulateOptions(RunOptions):
         int,
         "Directions that go through the model together; what is streamed is read once for all of them.",
     ] = 1
-    device: Annotated[str, "Where the forward runs: cpu."] = "cpu"
+    device: Annotated[
+        str, "Where forward passes run: cpu, cuda, cuda:N, or auto: a GPU where there is one (docs/concepts/memory.md)."
+    ] = "cpu"
     threads: Annotated[int, "CPU threads, of each client where it is a process; 0 shares all cores out."] = 0
     backend: Annotated[
         str, "Who makes the noise: auto, numba, torch, triton (interpreted, slow) or reference. The bits are the same."
@@ -89,7 +92,7 @@ class SimulateOptions(RunOptions):
         require_choice("state", self.state, TIERS)
         require_choice("compute-copy", self.compute_copy, COPIES)
         get_backend(self.backend)
-        require_built("device", self.device, "cpu")
+        get_device(self.device, self.backend)
         held_out_every(self.eval_data)
         require_choice("engine", self.engine, ENGINES)
         if self.buffer and self.drop:

@@ -276,7 +276,7 @@ def test_options_in_a_file_and_on_the_command_line_are_the_same(demo, finished, 
     [
         ({"method": "fedkseed"}, "option pool-size is 0, but method 'fedkseed' needs it; 1024 is usual"),
         ({"method": "nonsense"}, "method 'nonsense' is unknown"),
-        ({"device": "cuda"}, "device 'cuda' is not built yet"),
+        ({"device": "gpu"}, "device 'gpu' is unknown; choose cpu, cuda, cuda:N or auto"),
         ({"scope": "loras"}, "scope 'loras' is unknown"),
         ({"task": "classification"}, "task 'classification' needs option prompt"),
         ({"task": "classification", "prompt": "{text} so"}, "task 'classification' needs option label-field"),

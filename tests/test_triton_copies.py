@@ -10,7 +10,7 @@ from test_noise import ON_A_MACHINE_WITHOUT_GPU
 
 from fedzo.compute_copy import CopyFormat
 from fedzo.manifest import Manifest, TensorSpec
-from fedzo.noise import Distribution, Increments, Segment, Term, get_backend
+from fedzo.noise import Distribution, Increments, Scales, Segment, Term, get_backend
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton has no package for this platform"),
@@ -55,8 +55,7 @@ def test_a_replay_of_many_entries_is_the_references(distribution):
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "int8"])
 @pytest.mark.parametrize("distribution", Distribution)
 def test_weights_from_a_copy_are_the_cpus(distribution, kind, dtype):
-    from fedzo.noise.triton_copies import Scales, materialise_copies
-
+    materialise_copies = get_backend("triton").materialise_copies
     form, steps = CopyFormat(kind, MANIFEST), steps_of(distribution, 2, 3)
     state = integers(MANIFEST.elements)
     exact = torch.split(state.float() * 2.0**-22, [252, 4200])
@@ -93,16 +92,16 @@ import sys
 from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fedzo.noise.triton_copies import _GROUP, _weigh
+from fedzo.noise.triton_kernels import GROUP, make
 knobs.cache.dir = sys.argv[2]
 types = {"stride": "i64", "places": "*i64", "rows": "*i64", "seeds": "*i64", "tables": "*i32", "scales": "*fp32"}
-types |= {"levels": "i32", "seed_count": "i32", "lane_count": "i32", "row_scales": "*fp32"}
+types |= {"levels": "i32", "seed_count": "i32", "lane_count": "i32", "row_scales": "*fp32", "mask": "*i32"}
 for copy, out, gaussian in (("*i8", "*fp16", False), ("*fp16", "*bf16", True), ("*bf16", "*fp32", False)):
-    constants = {"group": _GROUP // 2, "lanes": 2, "gaussian": gaussian, "scaled": copy == "*i8"}
-    signature = types | {"copy": copy, "out": out} | dict.fromkeys(constants, "constexpr")
-    signature = {name: signature[name] for name in _weigh.arg_names}
+    constants = {"group": GROUP // 2, "lanes": 2, "gaussian": gaussian, "masked": False, "kind": 2 + (copy == "*i8")}
+    signature = types | {"source": copy, "out": out} | dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in make.arg_names}
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    made = compile(ASTSource(_weigh, signature, constants), target=target, options={"enable_fp_fusion": False}).asm
+    made = compile(ASTSource(make, signature, constants), target=target, options={"enable_fp_fusion": False}).asm
     floats = {line.split()[0] for line in made["ptx"].splitlines() if ".f32" in line and ";" in line}
     print(len(made["cubin"]) > 0, any("fma" in word for word in floats), {"mul.rn.f32", "add.rn.f32"} <= floats)
 """
