@@ -1,5 +1,6 @@
 """GPU kernels for 16-bit weights and compute copies, in Triton's interpreter, against the reference."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_noise import ON_A_MACHINE_WITHOUT_GPU
 
 from fedzo.compute_copy import CopyFormat
 from fedzo.manifest import Manifest, TensorSpec
-from fedzo.noise import Distribution, Increments, Scales, Segment, Term, get_backend
+from fedzo.noise import Distribution, Increments, Mask, Scales, Segment, Term, get_backend
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton has no package for this platform"),
@@ -39,6 +40,24 @@ def test_weights_are_cast_to_the_nearest_as_they_are_written(distribution, dtype
     get_backend("reference").materialise(state, segments, steps, exact, 1)
     backend_for_cpu("triton").materialise(state, segments, steps, cast, 1)
     assert torch.equal(cast, exact.to(dtype))
+
+
+@pytest.mark.parametrize("distribution", Distribution)
+def test_what_a_mask_leaves_out_stays_as_it_is(distribution):
+    state, steps = integers(MANIFEST.elements), steps_of(distribution, 2, 3)
+    words = torch.randint(
+        -(2**31), 2**31 - 1, (8 + 132,), dtype=torch.int32, generator=torch.Generator().manual_seed(4)
+    )
+    steps = replace(steps, mask=Mask(words, [0, 8]))
+    segments = [Segment(0, 0, 252, 0, 0), Segment(1, 100, 4000, 352, 252)]
+    found = []
+    for backend in (get_backend("reference"), backend_for_cpu("triton")):
+        out, committed = torch.zeros(3, 4252), state.clone()
+        backend.materialise(state, segments, steps, out, 1)
+        backend.commit(committed, segments, replace(steps, tables=steps.tables[:, :, :1].copy()), 1)
+        found.append((out, committed))
+    assert all(map(torch.equal, *found))
+    assert 0.4 < (found[0][1] == state).float().mean() < 0.7
 
 
 @pytest.mark.parametrize("distribution", Distribution)

@@ -20,7 +20,7 @@ from fedzo.noise import CopyBackend, Increments, Segment, backend_at
 from fedzo.replica import Replica
 from fedzo.scopes import Kind
 from fedzo.tiers.choice import CPU, scratch_place
-from fedzo.tiers.device import carrier
+from fedzo.tiers.device import SLOT_ELEMENTS, carrier
 from fedzo.tiers.store import Piece, Store
 
 _CHUNK = 1 << 16
@@ -95,6 +95,7 @@ class CopiedWeights:
         """See `Weights.reserve`."""
         self._store.reserve(elements // self._format.together)
         self._carrier.reserve(elements // self._format.together)
+        self._exact_carrier.reserve(min(elements, SLOT_ELEMENTS))  # the copy is made through it
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
         """See `Weights.expect`."""

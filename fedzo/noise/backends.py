@@ -90,12 +90,15 @@ class _ByPlace:
 
     def __init__(self) -> None:
         self._here = get_backend("numba" if find_spec("numba") else "torch")
+        self._there: NoiseBackend | None = None
         self.name = self._here.name
 
     def at(self, device: torch.device) -> NoiseBackend:
         if device.type == "cpu":
             return self._here
-        return get_backend("triton" if find_spec("triton") else "torch")
+        if self._there is None:
+            self._there = get_backend("triton" if find_spec("triton") else "torch")
+        return self._there
 
     def commit(self, state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, threads: int) -> None:
         self.at(state.device).commit(state, segments, steps, threads)
