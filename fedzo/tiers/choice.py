@@ -37,7 +37,8 @@ def place_of(tier: str, path: Path, device: torch.device = CPU) -> Callable[[Man
     """
 
     def place(manifest: Manifest) -> Store:
-        return _in_memory(tier, manifest, device) or DiskStore(path, manifest)
+        store = _in_memory(tier, manifest, device)
+        return DiskStore(path, manifest) if store is None else store
 
     return place
 
