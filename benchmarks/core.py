@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from benchmarks.checks import run_checks
 from benchmarks.report import Line, environment, print_check, print_table, write_json
 from benchmarks.subject import EPSILON, LEARNING_RATE, Subject
 from benchmarks.timing import Side, Turns
+from fedzo.estimate import Estimator, weights_of
 from fedzo.journal import Entry
 from fedzo.methods.method import projected_gradient
 from fedzo.noise import COEFFICIENT_BITS
 
 THREADS = 2
 REPLAYED = 32
+_COPIES = ("bf16", "int8")
 _WIDTH = 120
 """Columns of the table where the output is no terminal."""
 _UNIT = 2**COEFFICIENT_BITS
@@ -45,7 +48,7 @@ def main() -> int:
         checks.append(check)
     if not all(check.holds for check in checks):
         return 1
-    lines = [*_estimator_lines(subject, arguments.pairs), *_noise_lines(subject, arguments.pairs)]
+    lines = [made for part in (_estimator_lines, _noise_lines, _copy_lines) for made in part(subject, arguments.pairs)]
     print_table(console, lines, about)
     write_json(arguments.json, lines, checks, about)
     return 0
@@ -108,6 +111,23 @@ def _noise_lines(subject: Subject, pairs: int) -> Iterator[Line]:
     plain: dict[str, Side] = {"torch.add": add}
     yield _pair("3. materialising one entry ÷ torch.add", 2.0, {**plain, "ours": materialise}, pairs)
     yield _pair("4. replay, per entry ÷ torch.add", 0.5, {**plain, f"{REPLAYED} entries": replay}, pairs, REPLAYED)
+
+
+def _copy_lines(subject: Subject, pairs: int) -> Iterator[Line]:
+    """Line 6: both losses from a compute copy, and what moved since it was made, against the exact state."""
+    replica, seeds = subject.replica, count(2000)
+
+    def losses(estimator: Estimator) -> None:
+        estimator.losses(subject.batch, [(next(seeds), (EPSILON, -EPSILON))])
+
+    sides: dict[str, Side] = {"exact": partial(losses, subject.estimator)}
+    for kind in _COPIES:
+        weights = weights_of(replica, kind, "host", Path())
+        sides[kind] = partial(losses, Estimator(deepcopy(subject.plain), replica, weights=weights))
+    turns = Turns(sides, pairs)
+    for kind in _COPIES:
+        name = f"6. both losses from a {kind} copy in memory ÷ from the state"
+        yield Line(name=name, ratio=turns.ratio(kind, "exact"), target=None, milliseconds=turns.milliseconds())
 
 
 def _pair(name: str, target: float, sides: dict[str, Side], pairs: int, parts: int = 1) -> Line:

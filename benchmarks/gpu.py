@@ -2,22 +2,23 @@
 
     python -m benchmarks.gpu [--json FILE] [--directions 1,4,16] [--tokens 2048] [--layers 40] [--turns 3]
 
-First the kernels: digests of integers and weights on the GPU against the CPU's reference; nothing is timed where one
-differs. Then the decoder layers of an OPT-13B, of random weights, from compute copies in pinned host memory, fp16 and
-int8, through a ring of two blocks: each block is brought to the device once, its weights made for +ε and −ε of one
-direction after the other, and every lane run through it. A step is held against the longer of two: the forwards of its
-lanes with weights that stay on the device, and its bytes at the bandwidth measured from host to device.
+First equality: digests of integers and weights on the GPU against the CPU's reference, and the losses of a small model
+against the CPU's; nothing is timed where one differs. Then the steps of an OPT-13B of random weights, taken as in
+`fedzo simulate --device cuda`: by the estimator, over a state in page-locked host memory, or a copy of it in fp16 or
+int8. A step is held against the longer of two: the forwards of its lanes with weights that stay on the device (one
+layer's for all, so that they fit any), and its bytes at the bandwidth measured from host to device.
 
 `--rehearse` runs the same code on the CPU, on a small shape, for what it computes and not for its time
-(TRITON_INTERPRET=1). What is not here: embeddings and the head, and the lockstep over a whole model, which does not run
-on a GPU yet.
+(TRITON_INTERPRET=1).
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,22 +28,23 @@ import torch
 from blake3 import blake3
 from rich.console import Console
 from torch import nn
-from torch.func import functional_call
-from transformers import OPTConfig
-from transformers.models.opt.modeling_opt import OPTDecoderLayer
+from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks.checks import Check
 from benchmarks.report import environment, print_check
 from benchmarks.timing import Spread, Turns
-from fedzo.checkpoint import raw_bytes
+from fedzo.checkpoint import Base, base_digest, raw_bytes, unique_parameters
 from fedzo.compute_copy import CopyFormat
+from fedzo.device import get_device, moved
+from fedzo.estimate import LANES, Batch, Estimator, weights_of
 from fedzo.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.noise import COEFFICIENT_BITS, Distribution, Increments, Segment, Term, get_backend
-from fedzo.noise.triton_copies import Scales, materialise_copies
-from fedzo.tiers.device import DeviceRing, pinned
+from fedzo.replica import Replica
+from fedzo.tiers.choice import place_of
+from fedzo.tiers.device import page_locked
 
 _EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)
-_KINDS = {"fp16": torch.float16, "int8": torch.int8}
+_KINDS = ("none", "fp16", "int8")
 _ENTRIES = 64
 
 
@@ -53,8 +55,8 @@ def main() -> int:
     if not (torch.cuda.is_available() or arguments.rehearse):
         console.print("no CUDA device was found: nothing was measured")
         return 2
-    device = torch.device("cpu" if arguments.rehearse else "cuda")
-    checks = list(_kernel_checks(device))
+    device = get_device("cpu" if arguments.rehearse else "cuda")
+    checks = [*_kernel_checks(device), _losses_check(device)]
     for check in checks:
         print_check(console, check)
     if not all(check.holds for check in checks):
@@ -115,6 +117,23 @@ def _equal(claim: str, there: torch.Tensor, here: torch.Tensor) -> Check:
     return Check(f"{claim}: the kernels' are the CPU's", digests[0] == digests[1], " and ".join(digests))
 
 
+def _losses_check(device: torch.device) -> Check:
+    """A small model with its state on the device: its losses at ±ε, which are floats, and its digest."""
+    torch.manual_seed(0)
+    made = OPTForCausalLM(_config(width=64, layers=2)).eval()
+    batch, losses, digests = _batch(24), [], []
+    for where in (torch.device("cpu"), device):
+        model = deepcopy(made)
+        place = place_of("device", Path(), where)
+        replica = Replica.from_base(Base("", model, base_digest(model)), Distribution.RADEMACHER, place=place)
+        estimator = Estimator(model, replica, weights=weights_of(replica, "none", "device", Path(), where))
+        losses.append(estimator.losses(batch, [(5, (_EPSILON, -_EPSILON))])[0])
+        digests.append(replica.digest().hex()[:16])
+    near = all(abs(there - here) < 1e-4 * abs(here) for here, there in zip(*losses, strict=True))
+    claim = "losses at ±ε within 1e-4 of the CPU's, and the state's digest the same"
+    return Check(claim, near and digests[0] == digests[1], f"{losses[1]} and {losses[0]}")
+
+
 # ── streaming ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -136,155 +155,108 @@ class Step:
     host_bytes: int
 
 
-class _Layers:
-    """The decoder layers: one module, which computes with whatever weights it is given, and a copy for each layer."""
-
-    def __init__(self, kind: str, device: torch.device, width: int, layers: int, tokens: int) -> None:
-        config = OPTConfig(
-            hidden_size=width, ffn_dim=4 * width, num_attention_heads=width // 128 or 1, _attn_implementation="sdpa"
-        )
-        self.device = device
-        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
-        with torch.device("meta"):
-            self._module: nn.Module = OPTDecoderLayer(config, layer_idx=0).eval()
-        shapes = {name: tuple(p.shape) for name, p in sorted(self._module.named_parameters())}
-        self._manifest = Manifest(tuple(TensorSpec(n, s, EXPONENT_OF_UNIT, 0) for n, s in shapes.items()))
-        self._format = CopyFormat(kind, self._manifest)
-        self._type = _KINDS[kind]
-        self._large = [k for k in range(len(self._manifest)) if self._format.copied(k)]
-        self._sizes = [self._manifest.tensors[k].size for k in self._large]
-        self._starts = [sum(self._sizes[:n]) for n in range(len(self._sizes))]
-        self.blocks, self._scales = [], []
-        for layer in range(layers):
-            block, scales = self._random_block(layer)
-            self.blocks.append(block)
-            self._scales.append(scales)
-        self.hidden = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(9)).to(device, self.dtype)
-        self._out = torch.empty(2, sum(self._sizes), dtype=self.dtype, device=device)
-        self._small = {
-            spec.name: (torch.ones if spec.name.endswith("norm.weight") else torch.zeros)(
-                spec.shape, dtype=self.dtype, device=device
-            )
-            for k, spec in enumerate(self._manifest)
-            if k not in self._large
-        }
-
-    def _random_block(self, layer: int) -> tuple[torch.Tensor, Scales | None]:
-        generator = torch.Generator().manual_seed(layer)
-        parts, scales = [], []
-        for k in self._large:
-            shape = self._manifest.tensors[k].shape
-            parts.append(self._format.encode(k, torch.randn(shape, generator=generator).mul_(0.02)))
-            if self._format.kind == "int8":
-                scales.append(self._format.scales(k))
-        block = pinned(parts, self.device)
-        if not scales:
-            return block, None
-        rows = [len(part) for part in scales]
-        widths = [size // count for size, count in zip(self._sizes, rows, strict=True)]
-        values = torch.cat(scales).to(self.device)
-        return block, Scales(values, [sum(rows[:n]) for n in range(len(rows))], widths)
-
-    def make(self, layer: int, buffer: torch.Tensor, increments: Increments) -> list[dict[str, torch.Tensor]]:
-        """The weights of both lanes of a direction, from a block on the device."""
-        copy = buffer[: self.blocks[layer].numel()].view(self._type)
-        segments = [
-            Segment(row, 0, size, start, start)
-            for row, (size, start) in enumerate(zip(self._sizes, self._starts, strict=True))
-        ]
-        materialise_copies(copy, segments, increments.of(self._large), self._out, self._scales[layer])
-        return [self._named(row) for row in self._out]
-
-    def _named(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        parts = zip(self._large, flat.split(self._sizes), strict=True)
-        specs = self._manifest.tensors
-        return self._small | {specs[k].name: part.view(specs[k].shape) for k, part in parts}
-
-    def run(self, weights: dict[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-        """One lane through one layer."""
-        found = functional_call(self._module, weights, (hidden,))
-        return found[0] if isinstance(found, tuple) else found
-
-    def increments(self, directions: int) -> list[Increments]:
-        """+ε and −ε of each direction."""
-        return [
-            Increments(
-                Distribution.RADEMACHER,
-                self._manifest.exponents,
-                [[Term(seed, 0, _EPSILON)], [Term(seed, 0, -_EPSILON)]],
-            )
-            for seed in range(directions)
-        ]
+def _config(width: int, layers: int) -> OPTConfig:
+    return OPTConfig(
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128 or 1,
+    )
 
 
-def _step(layers: _Layers, ring: DeviceRing, increments: Sequence[Increments]) -> torch.Tensor:
-    """All lanes through all layers, each block brought in once; the host waits for nothing."""
-    lanes = [[layers.hidden, layers.hidden] for _ in increments]
-    sent = 0
-    for number in range(len(layers.blocks)):
-        ring.give_back()
-        while sent < len(layers.blocks) and ring.room:
-            ring.send(layers.blocks[sent])
-            sent += 1
-        buffer = ring.use()
-        for direction, steps in enumerate(increments):
-            made = layers.make(number, buffer, steps)
-            lanes[direction] = [layers.run(w, h) for w, h in zip(made, lanes[direction], strict=True)]
-    ring.give_back()
-    return torch.stack([torch.stack(pair) for pair in lanes])
+def _batch(tokens: int) -> dict[str, torch.Tensor]:
+    ids = torch.randint(4, 1000, (1, tokens), generator=torch.Generator().manual_seed(9))
+    return {"input_ids": ids, "labels": ids}
 
 
-def _resident(layers: _Layers, weights: Sequence[dict[str, torch.Tensor]], directions: int) -> None:
-    for _ in range(2 * directions):
-        hidden = layers.hidden
-        for each in weights:
-            hidden = layers.run(each, hidden)
+def streamed_model(config: OPTConfig, device: torch.device) -> tuple[nn.Module, Replica]:
+    """A model without weights, and a replica of random ones in host memory; no float model is ever made."""
+    with torch.device("meta"):
+        model = OPTForCausalLM(config)
+    specs = [TensorSpec(n, tuple(p.shape), EXPONENT_OF_UNIT, 0) for n, p in unique_parameters(model).items()]
+    for parameter in list(model.parameters()):
+        torch.utils.swap_tensors(parameter, nn.Parameter(torch.empty(0)))  # type: ignore[no-untyped-call]
+    store = place_of("host", Path(), device)(Manifest(tuple(specs)))
+    if device.type == "cpu":
+        store.device = torch.device("meta")  # a rehearsal goes through the ring too
+    values = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02 * 2**EXPONENT_OF_UNIT).int()
+    elements = sum(spec.size for spec in specs)
+    for start in range(0, elements, len(values)):  # repeated: values do not change the time
+        store.write(start, values[: elements - start])
+    threads = torch.get_num_threads()
+    return model, Replica(Manifest(tuple(specs)), store, Distribution.RADEMACHER, threads=threads)
+
+
+def _resident_model(config: OPTConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """As many layers, which share the first one's weights."""
+    layers, config.num_hidden_layers = config.num_hidden_layers, 1
+    model = OPTForCausalLM(config).to(device, dtype).eval()
+    config.num_hidden_layers = layers
+    decoder: Any = model.get_decoder()
+    decoder.layers = nn.ModuleList(list(decoder.layers) * layers)
+    return model  # type: ignore[no-any-return]
+
+
+def _pass_bytes(manifest: Manifest, kind: str) -> int:
+    """Of a pass: everything once, and the table, which is the head's weight too, once more."""
+    read = manifest if kind == "none" else CopyFormat(kind, manifest).layout()
+    return 4 * (read.elements + max(spec.size for spec in read if spec.name == "lm_head.weight"))
 
 
 def _steps(kind: str, device: torch.device, arguments: argparse.Namespace) -> Iterator[Step]:
-    layers = _Layers(kind, device, arguments.width, arguments.layers, arguments.tokens)
-    largest = max(block.numel() for block in layers.blocks)
-    size = sum(block.numel() for block in layers.blocks)
-    with torch.inference_mode():
-        for directions in map(int, arguments.directions.split(",")):
-            ring, increments = DeviceRing(device, largest), layers.increments(directions)
-            _reset_peak(device)
-            together = _step(layers, ring, increments)
-            peak = _device_peak(device)
-            alone = torch.cat([_step(layers, ring, increments[k : k + 1]) for k in range(directions)])
-            if not torch.equal(together, alone):
-                raise RuntimeError(f"{directions} directions together are not those of one at a time")
-            # The same weights for every layer: their values do not change the time, and one layer fits any device.
-            resident = [layers.make(0, layers.blocks[0].to(device), increments[0])[0]] * len(layers.blocks)
-            sides = {
-                "step": lambda ring=ring, i=increments: (_step(layers, ring, i), _wait(device)),
-                "forwards": lambda w=resident, n=directions: (_resident(layers, w, n), _wait(device)),
-                "transfer": lambda ring=ring: (_transfer(layers, ring), _wait(device)),
-            }
-            turns = Turns(sides, arguments.turns)
-            times = {name: time / 1000 for name, time in turns.milliseconds().items()}
-            yield Step(
-                kind=kind,
-                directions=directions,
-                step_s=times["step"],
-                forwards_s=times["forwards"],
-                transfer_s=times["transfer"],
-                ratio=turns.ratio("step", "forwards", "transfer"),
-                bytes_per_s=size / times["transfer"],
-                device_peak_bytes=peak,
-                host_bytes=psutil.Process().memory_info().rss,
-            )
+    config, batch = _config(arguments.width, arguments.layers), _batch(arguments.tokens)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    model, replica = streamed_model(config, device)
+    estimator = Estimator(model, replica, dtype=dtype, weights=weights_of(replica, kind, "host", Path(), device))
+    size = _pass_bytes(replica.manifest, kind)
+    for directions in map(int, arguments.directions.split(",")):
+        estimator.lanes_at_once = LANES * directions
+        evaluations = [(seed, (_EPSILON, -_EPSILON)) for seed in range(directions)]
+        _reset_peak(device)
+        together = estimator.losses(batch, evaluations)
+        peak = _device_peak(device)
+        if [estimator.losses(batch, [each])[0] for each in evaluations] != together:
+            raise RuntimeError(f"{directions} directions together are not those of one at a time")
+        resident, there = _resident_model(config, device, dtype), moved(batch, device)
+        block = page_locked(1 << 24) if device.type == "cuda" else torch.empty(1 << 24, dtype=torch.int32)
+        sides = {
+            "step": partial(_done, partial(estimator.losses, batch, evaluations), device),
+            "forwards": partial(_done, partial(_forwards, resident, there, directions), device),
+            "transfer": partial(_done, partial(_transfer, block, size, device), device),
+        }
+        turns = Turns(sides, arguments.turns)
+        times = {name: time / 1000 for name, time in turns.milliseconds().items()}
+        yield Step(
+            kind=kind,
+            directions=directions,
+            step_s=times["step"],
+            forwards_s=times["forwards"],
+            transfer_s=times["transfer"],
+            ratio=turns.ratio("step", "forwards", "transfer"),
+            bytes_per_s=size / times["transfer"],
+            device_peak_bytes=peak,
+            host_bytes=psutil.Process().memory_info().rss,
+        )
 
 
-def _transfer(layers: _Layers, ring: DeviceRing) -> None:
-    for block in layers.blocks:
-        ring.give_back()
-        ring.send(block)
-        ring.use()
-    ring.give_back()
+@torch.inference_mode()
+def _forwards(model: nn.Module, batch: Batch, directions: int) -> None:
+    for _ in range(LANES * directions):
+        model(**batch, use_cache=False)
 
 
-def _wait(device: torch.device) -> float:
+def _transfer(block: torch.Tensor, size: int, device: torch.device) -> None:
+    """So many bytes, from memory that is page-locked where the device is a GPU."""
+    there = torch.empty_like(block, device=device)
+    for start in range(0, size, block.nbytes):
+        part = slice(0, min(size - start, block.nbytes) // 4)
+        there[part].copy_(block[part], non_blocking=True)
+
+
+def _done(work: Callable[[], object], device: torch.device) -> float:
+    """When the device had done it."""
+    work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()

@@ -7,6 +7,8 @@ is lost or damaged here comes back: the replica from base and journal, the journ
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
+
 from fedzo.checkpoint import Base
 from fedzo.errors import JournalDamageError, JournalFormatError, ReplicaError
 from fedzo.journal import Journal
@@ -16,8 +18,7 @@ from fedzo.rebuild import check_history, replay_from_base, restore
 from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.statefile import save_state
-from fedzo.tiers.choice import place_of
-from fedzo.tiers.host import HostStore
+from fedzo.tiers.choice import CPU, place_of, scratch_place
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.steps import decode_steps
 
@@ -50,6 +51,7 @@ class Home:
         backend, threads: as `Replica`.
         say: told what an operator should see.
         state: where the exact state lives: one of `fedzo.tiers.TIERS`.
+        device: where forward passes run.
 
     Raises:
         BaseMismatchError: the base is another one.
@@ -66,6 +68,7 @@ class Home:
         threads: int,
         say: Say,
         state: str = "host",
+        device: torch.device = CPU,
     ) -> None:
         contents = journal.contents
         self.genesis = contents.genesis
@@ -76,7 +79,9 @@ class Home:
             scope=self.genesis.scope,
             backend=backend,
             threads=threads,
-            place=HostStore if directory is None else place_of(state, directory.state),
+            place=scratch_place("host", Path(), device)
+            if directory is None
+            else place_of(state, directory.state, device),
             defer=directory is not None,
         )
         self.replica.start_at(self.genesis, base.digest, contents.hashes[0])

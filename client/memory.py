@@ -31,7 +31,8 @@ def tier_within(
     What a scope leaves frozen is not counted, since the journal does not say how much that is.
 
     Args:
-        tier: one of `fedzo.tiers.TIERS`; `auto` takes memory where that is enough, else the disk.
+        tier: one of `fedzo.tiers.TIERS`; `auto` takes memory where that is enough, else the disk. A device's memory
+            is counted like the host's.
         manifest, scope: of the run.
         itemsize: bytes of a weight in the compute type.
         compute_copy: one of `fedzo.tiers.COPIES`; it lies where the state does.
@@ -46,7 +47,8 @@ def tier_within(
     now, weights = peak_bytes(), LANES * itemsize * largest
     ring = 4 * max(largest, LEAST_BUFFERS * BUFFER_ELEMENTS)
     copied = 0 if compute_copy == "none" else 4 * CopyFormat(compute_copy, manifest).layout().elements
-    states = {"host": scope.state_bytes(manifest.elements) + copied, "disk": ring}
+    in_memory = scope.state_bytes(manifest.elements) + copied
+    states = {"device": in_memory, "host": in_memory, "disk": ring}
     for chosen in ("host", "disk") if tier == "auto" else (tier,):
         needed = now + states[chosen] + weights
         if needed <= most_bytes:

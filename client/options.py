@@ -95,7 +95,9 @@ class RowOptions:
 class PartOptions(ComputeOptions, RowOptions):
     """How a client takes part, which it decides alone: on its command line, or in its node's config."""
 
-    state: Annotated[str, "Where the exact state lives: host (memory), disk (streamed), or auto."] = "auto"
+    state: Annotated[
+        str, "Where the exact state lives: device (the memory of --device), host (memory), disk (streamed), or auto."
+    ] = "auto"
     max_steps: Annotated[int, "Most directions times local steps that a round may ask for."] = 1024
     max_batch: Annotated[int, "Most examples of a step."] = 1024
     max_epsilon: Annotated[float, "Largest perturbation."] = 0.1

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.device import get_device
 from fedzo.errors import JournalDamageError
 from fedzo.estimate import LANES, Estimator, weights_of
 from fedzo.journal import Journal
@@ -142,6 +143,7 @@ def make_participant(options: WorkOptions, journal: Journal, say: Say) -> tuple[
     genesis = journal.contents.genesis
     options.limits.check(genesis.rules)
     dtype = getattr(torch, options.dtype)
+    device = get_device(options.device, options.backend)
     state = tier_within(
         options.state,
         genesis.manifest,
@@ -167,9 +169,10 @@ def make_participant(options: WorkOptions, journal: Journal, say: Say) -> tuple[
         threads=threads,
         say=say,
         state=state,
+        device=device,
     )
     lanes = LANES * options.directions_per_pass
-    weights = weights_of(home.replica, options.compute_copy, state, options.directory)
+    weights = weights_of(home.replica, options.compute_copy, state, options.directory, device)
     estimator = Estimator(base.model, home.replica, loss=task.loss, dtype=dtype, lanes_at_once=lanes, weights=weights)
     worker = Worker(home.history, home.replica, estimator, task.measure)
     participant = Participant(options.name, home, worker, data, tokenizer_digest(tokenizer), options.limits, say)

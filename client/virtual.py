@@ -14,6 +14,7 @@ import torch
 
 from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
 from fedzo.coordinator.calibration import most_directions
+from fedzo.device import get_device
 from fedzo.estimate import LANES, Estimator, weights_of
 from fedzo.journal import Genesis
 from fedzo.journal.copies import MemoryJournal
@@ -94,14 +95,15 @@ def _make_seat(turn: pb.Turn, options: VirtualOptions, clients: int, say: Say) -
     data = _deal(genesis, task, options, clients)
     base = load_base(options.model, head_of(genesis.task, genesis.run_seed))
     base = scoped(base, genesis.scope, genesis.run_seed)
-    home = Home(None, journal, base, backend=get_backend(options.backend), threads=threads, say=say)
+    device = get_device(options.device, options.backend)
+    home = Home(None, journal, base, backend=get_backend(options.backend), threads=threads, say=say, device=device)
     estimator = Estimator(
         base.model,
         home.replica,
         loss=task.loss,
         dtype=getattr(torch, options.dtype),
         lanes_at_once=LANES * options.directions_per_pass,
-        weights=weights_of(home.replica, options.compute_copy, "host", Path()),
+        weights=weights_of(home.replica, options.compute_copy, "host", Path(), device),
     )
     worker = Worker(home.history, home.replica, estimator, task.measure)
     rules = genesis.rules

@@ -5,11 +5,14 @@ dimension selects. Tensors of rank 0 and 1 have no copy, nor has one whose rows 
 what tiers hold and stream is int32, and so is a copy to them.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
 
 from fedzo.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
+from fedzo.noise import Scales
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 _LARGEST_LEVEL = 127
@@ -22,16 +25,19 @@ class CopyFormat:
     Args:
         kind: one of `fedzo.tiers.COPIES`, not `none`.
         manifest: the tensors.
+        device: where scales are kept.
     """
 
-    def __init__(self, kind: str, manifest: Manifest) -> None:
-        self.kind = kind
-        self._type = _TYPES[kind]
+    def __init__(self, kind: str, manifest: Manifest, device: torch.device | None = None) -> None:
+        self.type = _TYPES[kind]
         self._specs = manifest.tensors
-        self.together = 4 // self._type.itemsize
+        self.together = 4 // self.type.itemsize
         """Elements in an int32."""
-        levels = self._type is torch.int8
-        self._scales = {k: torch.empty(spec.shape[0]) for k, spec in enumerate(manifest) if levels and self.copied(k)}
+        self._scaled = self.type is torch.int8
+        rows = [spec.shape[0] if self._scaled and self.copied(k) else 0 for k, spec in enumerate(manifest)]
+        ends = list(accumulate(rows))
+        self._scales = torch.empty(sum(rows), device=device)
+        self._places = [slice(end - count, end) for end, count in zip(ends, rows, strict=True)]
 
     def copied(self, tensor: int) -> bool:
         """Has it a copy?"""
@@ -54,19 +60,22 @@ class CopyFormat:
             tensor: with a copy.
             weights: overwritten.
         """
-        if self._type is torch.int8:
+        if self._scaled:
             rows = weights.reshape(weights.shape[0], -1)
-            scales = self._scales[tensor]
+            scales = self._scales[self._places[tensor]]
             scales.copy_(torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).abs_().div_(_LARGEST_LEVEL))
             divisors = torch.where(scales > 0, scales, 1.0)
             rows.div_(divisors[:, None]).round_().clamp_(-_LARGEST_LEVEL, _LARGEST_LEVEL)
-        elif self._type is torch.float16:
+        elif self.type is torch.float16:
             weights.clamp_(-_LARGEST_HALF, _LARGEST_HALF)
-        return weights.to(self._type).reshape(-1).view(torch.int32)
+        return weights.to(self.type).reshape(-1).view(torch.int32)
 
-    def scales(self, tensor: int) -> torch.Tensor:
-        """float32[rows] of a tensor that was encoded in int8."""
-        return self._scales[tensor]
+    def scales(self, tensors: Sequence[int]) -> Scales | None:
+        """Of tensors that were encoded in int8; None for other kinds."""
+        if not self._scaled:
+            return None
+        starts = [self._places[tensor].start for tensor in tensors]
+        return Scales(self._scales, starts, [self._width(tensor) for tensor in tensors])
 
     def decode(self, tensor: int, integers: torch.Tensor, start: int) -> torch.Tensor:
         """float32, flat: what a run of a tensor's copy says its weights are.
@@ -76,10 +85,14 @@ class CopyFormat:
             integers: int32, flat.
             start: the first element.
         """
-        found = integers.view(self._type).to(torch.float32)
-        if self._type is torch.int8:
-            width = self._specs[tensor].size // self._specs[tensor].shape[0]
+        found = integers.view(self.type).to(torch.float32)
+        if self._scaled:
+            width = self._width(tensor)
             first, stop = start // width, -(-(start + found.numel()) // width)
-            scales = self._scales[tensor][first:stop].repeat_interleave(width)
+            scales = self._scales[self._places[tensor]][first:stop].repeat_interleave(width)
             found.mul_(scales[start - first * width :][: found.numel()])
         return found
+
+    def _width(self, tensor: int) -> int:
+        """Elements of a row."""
+        return self._specs[tensor].size // self._specs[tensor].shape[0]

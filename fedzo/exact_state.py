@@ -51,8 +51,8 @@ class ExactState:
         self.scope = scope
         self.store: Store = HostStore(manifest, store) if isinstance(store, torch.Tensor) else store
         self.threads = threads
-        self._backend = backend or get_backend()
-        self._integers = Integers(manifest, distribution, scope, self.store, self._backend, threads)
+        self.backend = backend or get_backend()
+        self._integers = Integers(manifest, distribution, scope, self.store, self.backend, threads)
         self._weights: list[torch.Tensor] = []
         self.drift = Drift()
 
@@ -176,7 +176,7 @@ class ExactState:
         waiting = self.steps([self._integers.waiting()])
         pieces = self.store.hold(tensors, targets)
         for piece in pieces if len(waiting.seeds) else ():
-            self._backend.commit(piece.integers, piece.segments, piece.steps(waiting), self.threads)
+            self.backend.commit(piece.integers, piece.segments, piece.steps(waiting), self.threads)
         return pieces
 
     def materialise(
@@ -193,7 +193,7 @@ class ExactState:
             tensors: indices in the manifest.
             targets: where each begins in a row of `out`.
             increments: the lanes' overlays.
-            out: float32[lanes, …] on the CPU.
+            out: float32[lanes, …] where the store's pieces lie.
             lanes: which lanes of the increments; all where not given.
         """
         self.make(self.store.read(tensors, targets), increments, out, lanes)
@@ -201,10 +201,10 @@ class ExactState:
     def make(
         self, pieces: Iterable[Piece], increments: Increments, out: torch.Tensor, lanes: Sequence[int] | None = None
     ) -> None:
-        """As `materialise`, of integers that are at hand."""
+        """As `materialise`, of integers that are at hand, wherever that is."""
         for piece in pieces:
             steps = piece.steps(increments, lanes)
-            self._backend.materialise(piece.integers, piece.segments, steps, out, self.threads)
+            self.backend.materialise(piece.integers, piece.segments, steps, out, self.threads)
 
     def rows(self, tensor: int, rows: Sequence[int], increments: Increments, lane: int) -> torch.Tensor:
         """float32[len(rows), …] weights of some rows of a tensor of rank 2 in one lane."""
@@ -219,9 +219,9 @@ class ExactState:
         self, tensor: int, starts: Sequence[int], size: int, increments: Increments, lanes: list[int]
     ) -> torch.Tensor:
         piece = self.store.pick(tensor, starts, size)
-        out = torch.empty(len(lanes), len(starts) * size)
+        out = torch.empty(len(lanes), len(starts) * size, device=self.store.device)
         steps = piece.steps(increments, lanes)
-        self._backend.materialise(piece.integers, piece.segments, steps, out, self.threads)
+        self.backend.materialise(piece.integers, piece.segments, steps, out, self.threads)
         return out
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
@@ -229,13 +229,13 @@ class ExactState:
         self.store.expect(blocks)
 
     def weights(self, tensor: int) -> torch.Tensor:
-        """float32 weights of one tensor as committed, in its shape; the base's own where nothing was made of it yet."""
+        """float32 weights of one tensor as committed, on the CPU; the base's own where nothing was made of it yet."""
         spec = self.manifest.tensors[tensor]
         if self.deferred:
             return self._weights[tensor].to(torch.float32, copy=True)
-        out = torch.empty(1, spec.size)
+        out = torch.empty(1, spec.size, device=self.store.device)
         self.materialise([tensor], [0], self.increments([[]]), out)
-        return out.reshape(spec.shape)
+        return out.reshape(spec.shape).cpu()
 
     def maxima(self) -> tuple[int, ...]:
         """max|Θ| of every tensor."""

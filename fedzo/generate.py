@@ -11,9 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from fedzo.checkpoint import load_base, load_tokenizer
 from fedzo.errors import ConfigError
-from fedzo.estimate import Estimator
+from fedzo.estimate import Estimator, weights_of
 from fedzo.rebuild import plain_model, rebuild
 from fedzo.run_directory import RunDirectory
+from fedzo.tiers.choice import CPU
 from fedzo.tiers.host import HostStore
 
 _SEED_LIMIT = 2**64
@@ -33,16 +34,19 @@ def load_target(target: str, base: str | None = None) -> tuple[PreTrainedModel, 
     Raises:
         FedzoError: as `open_target`.
     """
-    model, tokenizer, _ = open_target(target, base, state="host")
+    model, tokenizer, _ = open_target(target, base, state="host", device=CPU)
     return model, tokenizer
 
 
-def open_target(target: str, base: str | None, *, state: str) -> tuple[PreTrainedModel, Any, Call]:
+def open_target(
+    target: str, base: str | None, *, state: str, device: torch.device
+) -> tuple[PreTrainedModel, Any, Call]:
     """A language model, its tokenizer, and what to use the model through.
 
     Args:
         target, base: as of `load_target`.
         state: where a run's weights lie, one of `fedzo.tiers.TIERS`; on disk they come in as the model is used.
+        device: where the model computes.
 
     Raises:
         ConfigError: the target is a file or a run with a classification head, or a base is given for what is no run.
@@ -50,14 +54,15 @@ def open_target(target: str, base: str | None, *, state: str) -> tuple[PreTraine
     """
     run = RunDirectory(Path(target))
     if run.journal.exists():
-        replica, loaded, contents = rebuild(run, base, state=state)
+        replica, loaded, contents = rebuild(run, base, state=state, device=device)
         task = contents.genesis.task
         if task.head:
             raise ConfigError(f"{target}: its model has a classification head (task {task.name!r}) and says nothing")
         tokenizer = load_tokenizer(loaded.source)
         if isinstance(replica.store, HostStore):
-            return plain_model(replica, loaded), tokenizer, _at_once
-        return loaded.model, tokenizer, Estimator(loaded.model, replica).call
+            return plain_model(replica, loaded).to(device), tokenizer, _at_once
+        weights = weights_of(replica, "none", state, run.path, device)
+        return loaded.model, tokenizer, Estimator(loaded.model, replica, weights=weights).call
     if Path(target).is_file():
         raise ConfigError(
             f"{target}: is a file; give a run directory, a model directory (`fedzo apply` makes one of an "
@@ -67,7 +72,7 @@ def open_target(target: str, base: str | None, *, state: str) -> tuple[PreTraine
         raise ConfigError(f"--base {base}: {target} is not a run directory, which alone has a base; leave --base out")
     if state == "disk":
         raise ConfigError(f"--state disk: {target} is not a run directory, which alone has a state; leave it out")
-    return load_base(target).model.float(), load_tokenizer(target), _at_once
+    return load_base(target).model.float().to(device), load_tokenizer(target), _at_once
 
 
 def _at_once(function: Callable[[], str]) -> str:
@@ -92,10 +97,11 @@ def continuation(
     """
     _check_sampling(max_new_tokens, temperature, seed)
     encoded = tokenizer(prompt, return_tensors="pt")
-    start = encoded["input_ids"].to(torch.int64)
+    start = encoded["input_ids"].to(model.device, torch.int64)
     _check_room(model, start.shape[1], max_new_tokens)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-    with _settings_aside(model), torch.random.fork_rng(devices=[]):
+    own = [model.device] if model.device.type == "cuda" else []
+    with _settings_aside(model), torch.random.fork_rng(devices=own):
         torch.manual_seed(seed)
         tokens = model.generate(
             start, attention_mask=torch.ones_like(start), max_new_tokens=max_new_tokens, **sampling

@@ -15,11 +15,16 @@ from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import prepare, scoped
 from fedzo.statefile import load_state
-from fedzo.tiers.choice import scratch_place
+from fedzo.tiers.choice import CPU, scratch_place
 
 
 def rebuild(
-    run: RunDirectory, base: str | None = None, *, backend: NoiseBackend | None = None, state: str = "host"
+    run: RunDirectory,
+    base: str | None = None,
+    *,
+    backend: NoiseBackend | None = None,
+    state: str = "host",
+    device: torch.device = CPU,
 ) -> tuple[Replica, Base, JournalContents]:
     """Replay a run from its base, checking every digest, roll-back and range guard on the way.
 
@@ -28,6 +33,7 @@ def rebuild(
         base: checkpoint directory or hub name; where not given, the one that the run's config names.
         backend: who makes the noise.
         state: where the replica lives, one of `fedzo.tiers.TIERS`; never in the run's own state file.
+        device: where it is used.
 
     Returns:
         The replica at the journal's end, its base, whose model has no weights any more, and the journal.
@@ -40,7 +46,7 @@ def rebuild(
     if not source:
         raise ConfigError(f"{run.config}: names no model; give the base with --base")
     check_history(contents)
-    genesis, place = contents.genesis, scratch_place(state, run.path)
+    genesis, place = contents.genesis, scratch_place(state, run.path, device)
     loaded = _start(source, genesis)
     threads = torch.get_num_threads()
     replica = Replica.from_base(

@@ -18,7 +18,7 @@ class Survey:
     def add(self, piece: Piece) -> None:
         """Look at the next integers."""
         for tensor, segment in zip(piece.tensors, piece.segments, strict=True):
-            part = piece.integers[segment.source : segment.source + segment.size]
+            part = piece.integers[segment.source : segment.source + segment.size].cpu()
             if segment.size:
                 self._digests[tensor].update(raw_bytes(part))
                 self._maxima[tensor] = max(self._maxima[tensor], -int(part.min()), int(part.max()))

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     kept = [field.name for field in fields(SimulateOptions) if field.name not in _COMPARED]
     app.command("compare")(options_command(SimulateOptions, compare, only=kept))
     app.command("evaluate")(
-        options_command(SimulateOptions, evaluate, only=(*_DATA_OPTIONS, "batch_size", "threads", "state"))
+        options_command(SimulateOptions, evaluate, only=(*_DATA_OPTIONS, "batch_size", "threads", "state", "device"))
     )
     app.command("influence")(
         options_command(SimulateOptions, influence, only=("data", "text_field", "batch_size", "threads", "state"))

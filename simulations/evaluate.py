@@ -9,8 +9,9 @@ import torch
 
 from fedzo.checkpoint import Base, head_of, load_base, load_tokenizer
 from fedzo.config import make_options, option_name, parse_options, read_toml
+from fedzo.device import get_device, moved
 from fedzo.errors import ConfigError, DataError
-from fedzo.estimate import Batch, Estimator, Measure
+from fedzo.estimate import Batch, Estimator, Measure, weights_of
 from fedzo.journal import JournalContents
 from fedzo.noise.draws import epoch_order
 from fedzo.options.checks import MOST, require_choice, require_range
@@ -79,7 +80,7 @@ def rebuilt(run: RunDirectory, given: dict[str, Any], base: str | None) -> tuple
     """As `fedzo.rebuild.rebuild`, on the tier that the options name."""
     state = given.get("state", "auto")
     require_choice("state", state, TIERS)
-    return rebuild(run, base, state=state)
+    return rebuild(run, base, state=state, device=get_device(given.get("device", "cpu")))
 
 
 def subject_of_run(
@@ -103,7 +104,9 @@ def subject_of_run(
     source = given.get("data")
     shares = [task.rows(read_rows(source), source)] if source is not None else _held_out(run, stored, task)
     examples = _examples(task, shares, shown)
-    estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER)
+    device = get_device(given.get("device", "cpu"))
+    weights = weights_of(replica, "none", given.get("state", "auto"), run.path, device)
+    estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER, weights=weights)
     return Subject(estimator.evaluate, task, examples, given.get("batch_size", contents.genesis.rules.batch_size))
 
 
@@ -129,11 +132,12 @@ def _of_model(target: str, given: dict[str, Any], shown: Shown) -> Subject:
     rows = read_rows(options.data)
     task = make_task(options, load_tokenizer(target), rows)
     examples = _examples(task, [task.rows(rows, options.data)], shown)
-    model = load_base(target, head_of(task.spec, options.seed)).model.float()
+    device = get_device(options.device)
+    model = load_base(target, head_of(task.spec, options.seed)).model.float().to(device)
 
     @torch.inference_mode()
     def measure_all(batches: Sequence[Batch], measure: Measure[Any]) -> list[Any]:
-        return [measure(model, batch) for batch in batches]
+        return [measure(model, moved(batch, device)) for batch in batches]
 
     return Subject(measure_all, task, examples, options.batch_size)
 

@@ -15,13 +15,14 @@ _WORTH_BYTES = 1 << 25
 
 
 def plan_run(options: SimulateOptions) -> MemoryPlan | None:
-    """What a run will take, before anything of it is loaded; None where that says little, or its clients are elsewhere.
+    """What a run will take, before anything of it is loaded; None where that says little, or its work is elsewhere.
 
     Raises:
         CheckpointError: its model cannot be loaded.
     """
     if (
         options.engine != "inline"
+        or options.device != "cpu"
         or get_task(options.definition().task).head
         or stored_bytes(options.model) < _WORTH_BYTES
     ):

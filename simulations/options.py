@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fedzo.errors import ConfigError
 from fedzo.journal import Rules
-from fedzo.options.checks import MOST, require_built, require_choice, require_range
+from fedzo.options.checks import MOST, require_choice, require_range
 from fedzo.options.compute import ComputeOptions
 from fedzo.options.run import RunOptions
 from fedzo.tasks.partition import held_out_every
@@ -77,10 +77,9 @@ class SimulateOptions(ComputeOptions, CrowdOptions, RunOptions):
 
     state: Annotated[
         str,
-        "Where the exact state lives: host (memory), disk (streamed from the run's state file), or auto: the host "
-        "where half of its free memory holds it.",
+        "Where the exact state lives: device (the memory of --device), host (memory), disk (streamed from the run's "
+        "state file), or auto: the first of these where half of what is free holds it.",
     ] = "auto"
-    device: Annotated[str, "Where the forward runs: cpu."] = "cpu"
     threads: Annotated[int, "CPU threads, of each client where it is a process; 0 shares all cores out."] = 0
 
     def __post_init__(self) -> None:
@@ -89,7 +88,6 @@ class SimulateOptions(ComputeOptions, CrowdOptions, RunOptions):
         self.check_crowd()
         self.check_compute()
         require_choice("state", self.state, TIERS)
-        require_built("device", self.device, "cpu")
         if self.attackers and not self.hostile:
             raise ConfigError(
                 f"option attackers is {self.attackers:g}, which of {self.clients} clients is none; give "

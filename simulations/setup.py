@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fedzo.checkpoint import Base, head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.device import get_device
 from fedzo.errors import DataError
 from fedzo.estimate import LANES, Estimator, Loss, Measure, weights_of
 from fedzo.journal import Genesis, records
@@ -79,6 +80,7 @@ def assemble(
     """Replica, genesis and estimator; the base's model is a skeleton from here on."""
     distribution = Distribution(options.distribution)
     threads = torch.get_num_threads()
+    device = get_device(options.device, options.backend)
     run = RunDirectory(Path(options.out))
     replica = Replica.from_base(
         base,
@@ -86,7 +88,7 @@ def assemble(
         scope=options.scope_spec(),
         backend=get_backend(options.backend),
         threads=threads,
-        place=place_of(options.state, run.state),
+        place=place_of(options.state, run.state, device),
         defer=run.journal.exists(),
     )
     genesis = options.genesis(base.digest, replica.manifest, task)
@@ -96,7 +98,7 @@ def assemble(
         loss=loss,
         dtype=getattr(torch, options.dtype),
         lanes_at_once=LANES * options.directions_per_pass,
-        weights=weights_of(replica, options.compute_copy, options.state, run.path),
+        weights=weights_of(replica, options.compute_copy, options.state, run.path, device),
     )
     return Setting(genesis, replica, estimator, measure, clients, base.digest)
 

@@ -1,43 +1,86 @@
-"""The ring of buffers on a compute device, as far as a machine without one can tell."""
+"""The ring of buffers on a compute device, as far as a machine without one can tell: on the CPU."""
 
 import pytest
 import torch
 
-from fedzo.errors import EstimationError
-from fedzo.tiers.device import DeviceRing, pinned
+from fedzo.manifest import Manifest, TensorSpec
+from fedzo.noise import Distribution, Increments, Term, get_backend
+from fedzo.tiers.device import Carrier, DeviceRing, carrier
+from fedzo.tiers.disk import DiskStore
+from fedzo.tiers.host import HostStore
 
 CPU = torch.device("cpu")
+MANIFEST = Manifest(
+    tuple(TensorSpec(name, (size,), 29, 0) for name, size in zip("abcd", (900, 0, 31, 500), strict=True))
+)
+TARGETS = [500, 0, 1400, 0]
+TENSORS = [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("slots", [2, 3])
-def test_blocks_arrive_in_the_order_in_which_they_were_sent(slots):
-    blocks = [pinned([torch.full((k + 1,), k, dtype=torch.int32), torch.ones(k)], CPU) for k in range(10)]
-    ring, sent, found = DeviceRing(CPU, max(map(len, blocks)), slots), 0, []
-    for number, block in enumerate(blocks):
-        ring.give_back()
-        while sent < len(blocks) and ring.room:
-            ring.send(blocks[sent])
-            sent += 1
-        assert sent == min(number + slots, len(blocks))
-        found.append(torch.equal(ring.use()[: len(block)], block))
-    assert all(found)
+def filled(store):
+    generator = torch.Generator().manual_seed(1)
+    store.write(0, torch.randint(-(2**29), 2**29, (MANIFEST.elements,), dtype=torch.int32, generator=generator))
+    return store
 
 
-def test_a_buffer_in_use_is_not_written_to():
-    ring = DeviceRing(CPU, 4, 2)
-    ring.send(torch.full((4,), 1, dtype=torch.uint8))
-    using = ring.use()
-    ring.send(torch.full((4,), 2, dtype=torch.uint8))
-    assert ring.room == 0
-    with pytest.raises(EstimationError, match="0 free buffers"):
-        ring.send(torch.full((4,), 3, dtype=torch.uint8))
-    assert using.tolist() == [1] * 4
-    assert ring.use().tolist() == [2] * 4
-    assert ring.room == 1
-    with pytest.raises(EstimationError, match="nothing was sent"):
-        ring.use()
+def stores(directory):
+    return [filled(HostStore(MANIFEST)), filled(DiskStore(directory / "state", MANIFEST, buffer_elements=100))]
 
 
-def test_a_block_that_is_too_large_is_refused():
-    with pytest.raises(EstimationError, match="a block of 5 bytes"):
-        DeviceRing(CPU, 4).send(torch.zeros(5, dtype=torch.uint8))
+def made(pieces) -> torch.Tensor:
+    """Weights of all tensors at ±ε, from whatever pieces they come in."""
+    increments = Increments(Distribution.RADEMACHER, MANIFEST.exponents, [[Term(5, 0, 2**30)], [Term(5, 0, -(2**30))]])
+    out = torch.zeros(2, 1440)
+    for piece in pieces:
+        get_backend("reference").materialise(piece.integers, piece.segments, piece.steps(increments), out, 1)
+    return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("most", [64, 300, 5000])
+def test_what_is_brought_is_what_lies_there(most, masked, tmp_path):
+    for store in stores(tmp_path):
+        if masked:
+            generator = torch.Generator().manual_seed(2)
+            words = torch.randint(-(2**31), 2**31 - 1, (29 + 1 + 16,), dtype=torch.int32, generator=generator)
+            store.cover([words])
+        ring, expected = DeviceRing(CPU, most), made(store.read(TENSORS, TARGETS))
+        ring.reserve(1400)
+        for _ in range(3):
+            assert torch.equal(made(ring.bring(store.read(TENSORS, TARGETS))), expected)
+        held = ring.hold(store.hold(TENSORS, TARGETS))
+        list(ring.bring(store.read([3], [0])))
+        assert torch.equal(made(held), expected)
+
+
+def test_a_piece_is_the_callers_until_the_next_is_asked_for():
+    store, ring = filled(HostStore(MANIFEST)), DeviceRing(CPU, 200)
+    found = []
+    for piece in ring.bring(store.read([0])):
+        found.append(piece.integers.clone())
+        assert torch.equal(piece.integers, found[-1])
+    assert torch.equal(torch.cat(found), store.integers[:900])
+    assert [len(part) for part in found] == [200, 200, 200, 200, 100]
+
+
+def test_what_the_ring_holds_is_what_was_reserved_and_one_buffer():
+    ring = DeviceRing(CPU, 100)
+    ring.reserve(350)
+    for _ in range(3):
+        list(ring.bring(filled(HostStore(MANIFEST)).read(TENSORS)))
+    assert sum(buffer.integers.numel() for buffer in ring._buffers) == 500
+
+
+def test_a_reader_that_stops_half_way_leaves_a_ring_that_works():
+    store, ring = filled(HostStore(MANIFEST)), DeviceRing(CPU, 100)
+    next(ring.bring(store.read(TENSORS, TARGETS)))
+    assert torch.equal(made(ring.bring(store.read(TENSORS, TARGETS))), made(store.read(TENSORS, TARGETS)))
+
+
+def test_integers_that_lie_on_the_device_are_used_where_they_are():
+    store = filled(HostStore(MANIFEST))
+    way = carrier(store, CPU)
+    assert type(way) is Carrier
+    (piece,) = way.bring(store.read(TENSORS))
+    assert piece.integers is store.integers
+    assert isinstance(carrier(store, torch.device("meta")), DeviceRing)

@@ -298,7 +298,7 @@ def test_generation_runs_at_the_replicas_weights():
 
 
 def test_scratch_is_reused_and_never_under_a_reader():
-    pool = ScratchPool()
+    pool = ScratchPool(torch.device("cpu"))
     first = pool.take(2, 100, torch.float32)
     address = first.data_ptr()
     view = first[1, 3:].view(97, 1).expand(97, 2)

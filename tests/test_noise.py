@@ -276,18 +276,19 @@ import itertools, sys
 from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fedzo.noise.triton_backend import _GROUP, _add
+from fedzo.noise.triton_kernels import GROUP, make
 knobs.cache.dir = sys.argv[2]
-types = {"state": "*i32", "stride": "i64", "places": "*i64", "seeds": "*i64", "tables": "*i32", "scales": "*fp32"}
+types = {"source": "*i32", "stride": "i64", "places": "*i64", "seeds": "*i64", "tables": "*i32", "scales": "*fp32"}
 types |= {"levels": "i32", "seed_count": "i32", "lane_count": "i32"}
-for gaussian, (lanes, scaled) in itertools.product((False, True), ((1, False), (2, True), (4, True))):
-    constants = {"group": _GROUP // lanes, "lanes": lanes, "gaussian": gaussian, "scaled": scaled}
+types |= {"mask": "*i32", "row_scales": "*fp32", "rows": "*i64"}
+for gaussian, (lanes, kind) in itertools.product((False, True), ((1, 0), (2, 1), (4, 1))):
+    constants = {"group": GROUP // lanes, "lanes": lanes, "gaussian": gaussian, "kind": kind, "masked": lanes == 4}
     if lanes == 2:
         constants["seed_count"] = 1  # a launch makes an argument of 1 a constant
-    signature = types | {"out": "*fp32" if scaled else "*i32"} | dict.fromkeys(constants, "constexpr")
-    signature = {name: signature[name] for name in _add.arg_names}
+    signature = types | {"out": "*fp32" if kind else "*i32"} | dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in make.arg_names}
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    made = compile(ASTSource(_add, signature, constants), target=target, options={"enable_fp_fusion": False}).asm
+    made = compile(ASTSource(make, signature, constants), target=target, options={"enable_fp_fusion": False}).asm
     floats = {line.split()[0] for line in made["ptx"].splitlines() if ".f32" in line and ";" in line}
     print(len(made["cubin"]) > 0, *sorted(floats))
 """

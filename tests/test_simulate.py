@@ -275,7 +275,7 @@ def test_options_in_a_file_and_on_the_command_line_are_the_same(demo, finished, 
     ("changed", "message"),
     [
         ({"method": "nonsense"}, "method 'nonsense' is unknown"),
-        ({"device": "cuda"}, "device 'cuda' is not built yet"),
+        ({"device": "gpu"}, "device 'gpu' is unknown; choose cpu, cuda, cuda:N or auto"),
         ({"scope": "loras"}, "scope 'loras' is unknown"),
         ({"task": "classification"}, "task 'classification' needs option prompt"),
         ({"task": "classification", "prompt": "{text} so"}, "task 'classification' needs option label-field"),

@@ -1,5 +1,6 @@
 """GPU kernels for 16-bit weights and compute copies, in Triton's interpreter, against the reference."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_noise import ON_A_MACHINE_WITHOUT_GPU
 
 from fedzo.compute_copy import CopyFormat
 from fedzo.manifest import Manifest, TensorSpec
-from fedzo.noise import Distribution, Increments, Segment, Term, get_backend
+from fedzo.noise import Distribution, Increments, Mask, Scales, Segment, Term, get_backend
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton has no package for this platform"),
@@ -42,6 +43,24 @@ def test_weights_are_cast_to_the_nearest_as_they_are_written(distribution, dtype
 
 
 @pytest.mark.parametrize("distribution", Distribution)
+def test_what_a_mask_leaves_out_stays_as_it_is(distribution):
+    state, steps = integers(MANIFEST.elements), steps_of(distribution, 2, 3)
+    words = torch.randint(
+        -(2**31), 2**31 - 1, (8 + 132,), dtype=torch.int32, generator=torch.Generator().manual_seed(4)
+    )
+    steps = replace(steps, mask=Mask(words, [0, 8]))
+    segments = [Segment(0, 0, 252, 0, 0), Segment(1, 100, 4000, 352, 252)]
+    found = []
+    for backend in (get_backend("reference"), backend_for_cpu("triton")):
+        out, committed = torch.zeros(3, 4252), state.clone()
+        backend.materialise(state, segments, steps, out, 1)
+        backend.commit(committed, segments, replace(steps, tables=steps.tables[:, :, :1].copy()), 1)
+        found.append((out, committed))
+    assert all(map(torch.equal, *found))
+    assert 0.4 < (found[0][1] == state).float().mean() < 0.7
+
+
+@pytest.mark.parametrize("distribution", Distribution)
 def test_a_replay_of_many_entries_is_the_references(distribution):
     state, steps = integers(MANIFEST.elements), steps_of(distribution, 40, 1)
     segments = [Segment(0, 0, 252, 0, 0), Segment(1, 0, 4200, 252, 0)]
@@ -55,8 +74,7 @@ def test_a_replay_of_many_entries_is_the_references(distribution):
 @pytest.mark.parametrize("kind", ["bf16", "fp16", "int8"])
 @pytest.mark.parametrize("distribution", Distribution)
 def test_weights_from_a_copy_are_the_cpus(distribution, kind, dtype):
-    from fedzo.noise.triton_copies import Scales, materialise_copies
-
+    materialise_copies = get_backend("triton").materialise_copies
     form, steps = CopyFormat(kind, MANIFEST), steps_of(distribution, 2, 3)
     state = integers(MANIFEST.elements)
     exact = torch.split(state.float() * 2.0**-22, [252, 4200])
@@ -93,16 +111,16 @@ import sys
 from triton import compile, knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fedzo.noise.triton_copies import _GROUP, _weigh
+from fedzo.noise.triton_kernels import GROUP, make
 knobs.cache.dir = sys.argv[2]
 types = {"stride": "i64", "places": "*i64", "rows": "*i64", "seeds": "*i64", "tables": "*i32", "scales": "*fp32"}
-types |= {"levels": "i32", "seed_count": "i32", "lane_count": "i32", "row_scales": "*fp32"}
+types |= {"levels": "i32", "seed_count": "i32", "lane_count": "i32", "row_scales": "*fp32", "mask": "*i32"}
 for copy, out, gaussian in (("*i8", "*fp16", False), ("*fp16", "*bf16", True), ("*bf16", "*fp32", False)):
-    constants = {"group": _GROUP // 2, "lanes": 2, "gaussian": gaussian, "scaled": copy == "*i8"}
-    signature = types | {"copy": copy, "out": out} | dict.fromkeys(constants, "constexpr")
-    signature = {name: signature[name] for name in _weigh.arg_names}
+    constants = {"group": GROUP // 2, "lanes": 2, "gaussian": gaussian, "masked": False, "kind": 2 + (copy == "*i8")}
+    signature = types | {"source": copy, "out": out} | dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in make.arg_names}
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    made = compile(ASTSource(_weigh, signature, constants), target=target, options={"enable_fp_fusion": False}).asm
+    made = compile(ASTSource(make, signature, constants), target=target, options={"enable_fp_fusion": False}).asm
     floats = {line.split()[0] for line in made["ptx"].splitlines() if ".f32" in line and ";" in line}
     print(len(made["cubin"]) > 0, any("fma" in word for word in floats), {"mul.rn.f32", "add.rn.f32"} <= floats)
 """

@@ -106,7 +106,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         fits = "would fit" if facts["fits_device"] else "WOULD NOT FIT"
         said.append(
             f"a GPU would hold {plan['device_bytes'] / 1e6:,.0f} MB of it, which {fits} into "
-            f"{facts['device_bytes'] / 1e6:,.0f} MB; nothing runs on one yet, and its time is not known here"
+            f"{facts['device_bytes'] / 1e6:,.0f} MB; its time is not known here"
         )
     said.append(
         f"a direction takes about {seconds['step']:.2f} s: forwards {seconds['forwards']:.2f}, making weights "

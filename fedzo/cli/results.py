@@ -65,11 +65,15 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Of the draws, at a temperature above 0.")] = 0,
     base: Model = None,
     state: State = "auto",
+    device: Annotated[
+        str, typer.Option("--device", help="Where the model computes: cpu, cuda, cuda:N, or auto.")
+    ] = "cpu",
 ) -> None:
     """Print what a model says after a prompt."""
+    from fedzo.device import get_device
     from fedzo.generate import continuation, open_target
 
-    model, tokenizer, call = open_target(target, base, state=state)
+    model, tokenizer, call = open_target(target, base, state=state, device=get_device(device))
 
     def say() -> str:
         return continuation(model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)

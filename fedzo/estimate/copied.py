@@ -4,7 +4,8 @@ The copy is streamed like a state, so that a pass reads one or two bytes an elem
 from the exact integers where the anchor has moved; nobody comes back to it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,18 @@ from fedzo.drift import Drift
 from fedzo.errors import ConfigError
 from fedzo.estimate.weights import ExactWeights, Group, Make, Weights
 from fedzo.manifest import Manifest
-from fedzo.noise import Increments, Segment
+from fedzo.noise import CopyBackend, Increments, Segment, backend_at
 from fedzo.replica import Replica
 from fedzo.scopes import Kind
-from fedzo.tiers.choice import scratch_place
+from fedzo.tiers.choice import CPU, scratch_place
+from fedzo.tiers.device import SLOT_ELEMENTS, carrier
 from fedzo.tiers.store import Piece, Store
 
-_CHUNK = 1 << 15
-"""int32 decoded at a time: what they become stays in cache until it is added."""
+_CHUNK = 1 << 16
+"""Elements decoded at a time, a multiple of those in an int32: what they become stays in cache until it is added."""
 
 
-def weights_of(replica: Replica, copy: str, state: str, directory: Path) -> Weights:
+def weights_of(replica: Replica, copy: str, state: str, directory: Path, device: torch.device = CPU) -> Weights:
     """What a pass reads.
 
     Args:
@@ -33,17 +35,18 @@ def weights_of(replica: Replica, copy: str, state: str, directory: Path) -> Weig
         copy: one of `fedzo.tiers.COPIES`.
         state: which tier a copy goes to, one of `fedzo.tiers.TIERS`.
         directory: where a copy on disk lies.
+        device: where forward passes run.
 
     Raises:
         ConfigError: the replica's scope has a mask, which a copy does not follow.
     """
     if copy == "none":
-        return ExactWeights(replica)
+        return ExactWeights(replica, device)
     if replica.scope.kind is Kind.SPARSE:
         raise ConfigError(
             f"compute-copy is {copy!r}, and scope {replica.scope.describe()} needs the exact weights; leave it 'none'"
         )
-    return CopiedWeights(replica, copy, scratch_place(state, directory))
+    return CopiedWeights(replica, copy, scratch_place(state, directory, device), device)
 
 
 class CopiedWeights:
@@ -53,19 +56,26 @@ class CopiedWeights:
         replica: the exact state.
         kind: one of `fedzo.tiers.COPIES`, not `none`.
         place: makes the store of the copy.
+        device: where forward passes run.
     """
 
-    def __init__(self, replica: Replica, kind: str, place: Callable[[Manifest], Store]) -> None:
+    def __init__(
+        self, replica: Replica, kind: str, place: Callable[[Manifest], Store], device: torch.device = CPU
+    ) -> None:
         self.manifest = replica.manifest
+        self.device = device
         self._replica = replica
-        self._format = CopyFormat(kind, replica.manifest)
+        self._format = CopyFormat(kind, replica.manifest, device)
         layout = self._format.layout()
         self._starts = layout.starts
         self._store = place(layout)
+        self.by_rows = replica.store.device == self._store.device == device == CPU
+        self._carrier, self._exact_carrier = carrier(self._store, device), carrier(replica.store, device)
+        backend = backend_at(replica.backend, device)
+        self._kernels = backend if isinstance(backend, CopyBackend) else None
         self._made: tuple[Drift, int] | None = None
         """What the copy was made of: the anchor of this drift."""
-        sizes = [spec.size for k, spec in enumerate(self.manifest) if self._format.copied(k)]
-        self._nothing = torch.from_numpy(np.zeros(max(sizes, default=0), dtype=np.int32))  # never touched, so no memory
+        self._largest = max((spec.size for k, spec in enumerate(self.manifest) if self._format.copied(k)), default=0)
         self._exact: list[Increments] = []
         """Of each group, over the store's integers; of those tensors that have no copy."""
         self._since: list[Increments] = []
@@ -84,6 +94,8 @@ class CopiedWeights:
     def reserve(self, elements: int) -> None:
         """See `Weights.reserve`."""
         self._store.reserve(elements // self._format.together)
+        self._carrier.reserve(elements // self._format.together)
+        self._exact_carrier.reserve(min(elements, SLOT_ELEMENTS))  # the copy is made through it
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
         """See `Weights.expect`."""
@@ -94,15 +106,15 @@ class CopiedWeights:
         target_of = dict(zip(tensors, targets, strict=True))
         chosen = self._copied(tensors)
         begins = [0] * len(chosen)
-        pieces = self._store.read(chosen, begins) if groups == 1 else self._store.hold(chosen, begins)
+        if groups == 1:
+            pieces: Iterable[Piece] = self._carrier.bring(self._store.read(chosen, begins))
+        else:
+            pieces = self._carrier.hold(self._store.hold(chosen, begins))
+        others = self._exact_carrier.hold(self._uncopied(target_of))
 
         def make(group: int, lanes: Sequence[int], out: torch.Tensor) -> None:
             self._add(pieces, target_of, self._since[group], out, lanes)
-            for tensor in tensors:
-                size, target = self.manifest.tensors[tensor].size, target_of[tensor]
-                if not self._format.copied(tensor) and size:
-                    found = self._replica.sample(tensor, size, self._exact[group])
-                    out[:, target : target + size] = found[list(lanes)]
+            self._replica.make(others, self._exact[group], out, lanes)
 
         return make
 
@@ -124,6 +136,14 @@ class CopiedWeights:
             self._add([alone], {tensor: target}, self._since[group], out[number : number + 1], [lane])
         return out
 
+    def _uncopied(self, target_of: dict[int, int]) -> Iterator[Piece]:
+        """The exact integers of those tensors that have no copy; they are few."""
+        for tensor, target in target_of.items():
+            size = self.manifest.tensors[tensor].size
+            if size and not self._format.copied(tensor):
+                piece = self._replica.store.pick(tensor, [0], size)
+                yield piece._replace(segments=[segment._replace(target=target) for segment in piece.segments])
+
     def _copied(self, tensors: Sequence[int]) -> tuple[int, ...]:
         return tuple(tensor for tensor in tensors if self._format.copied(tensor))
 
@@ -139,25 +159,46 @@ class CopiedWeights:
         together = self._format.together
         for integers, tensors, segments, _ in pieces:
             places = []
-            for row, start, size, _, _ in segments:
+            for row, start, size, source, _ in segments:
                 first = start * together
-                places.append(Segment(row, first, size * together, 0, target_of[tensors[row]] + first))
-            if places:
-                self._replica.make([Piece(self._nothing, tensors, places)], since, out, lanes)
-            for segment, place in zip(segments, places, strict=True):
-                for low in range(0, segment.size, _CHUNK):
-                    run = integers[segment.source + low : segment.source + min(low + _CHUNK, segment.size)]
-                    found = self._format.decode(tensors[segment.row], run, place.start + low * together)
-                    begin = place.target + low * together
-                    out[:, begin : begin + found.numel()] += found
+                places.append(Segment(row, first, size * together, source * together, target_of[tensors[row]] + first))
+            if not places:
+                continue
+            if self._kernels is None:
+                self._decode_and_add(Piece(integers, tensors, places), since, out, lanes)
+            else:
+                steps, scales = since.of(tensors, lanes), self._format.scales(tensors)
+                self._kernels.materialise_copies(integers.view(self._format.type), places, steps, out, scales)
+
+    def _decode_and_add(self, piece: Piece, since: Increments, out: torch.Tensor, lanes: Sequence[int]) -> None:
+        """For a backend that knows integers alone: what it makes of zeros, and then the copy.
+
+        Args:
+            piece: of the copy; its segments count elements.
+            since, out, lanes: as of `_add`.
+        """
+        together = self._format.together
+        zeros = [place._replace(source=0) for place in piece.segments]
+        self._replica.make([Piece(self._nothing, piece.tensors, zeros)], since, out, lanes)
+        for row, start, size, source, target in piece.segments:
+            for low in range(0, size, _CHUNK):
+                high = min(low + _CHUNK, size)
+                run = piece.integers[(source + low) // together : (source + high) // together]
+                found = self._format.decode(piece.tensors[row], run, start + low)
+                out[:, target + low : target + high] += found
 
     def _make_copy(self) -> None:
         replica, increments = self._replica, self._replica.at_anchor()
         self._made = None
-        work = torch.empty(1, self._nothing.numel())
+        work = torch.empty(1, self._largest, device=self.device)
         for tensor, spec in enumerate(self.manifest):
             if self._format.copied(tensor):
                 weights = work[:, : spec.size]
-                replica.materialise([tensor], [0], increments, weights)
+                replica.make(self._exact_carrier.bring(replica.store.read([tensor], [0])), increments, weights)
                 self._store.write(self._starts[tensor], self._format.encode(tensor, weights.view(spec.shape)))
         self._made = replica.drift, replica.drift.anchor
+
+    @cached_property
+    def _nothing(self) -> torch.Tensor:
+        """int32 zeros for the largest tensor with a copy; on the CPU they are never touched, so no memory."""
+        return torch.from_numpy(np.zeros(self._largest, dtype=np.int32)).to(self.device)

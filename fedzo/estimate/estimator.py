@@ -2,6 +2,8 @@
 
 One mechanism serves two-sided, one-sided and many-direction methods: a list of (seed, coefficients) is evaluated on
 one batch; zero is a coefficient like any other. MeZO (Malladi et al. 2023, algorithm 1) is `(seed, (+ε, −ε))`.
+
+The host waits for the device once for a batch, when it reads the losses: until then it only asks for work.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fedzo.device import moved
 from fedzo.errors import EstimationError
 from fedzo.estimate.lockstep import Lockstep
 from fedzo.estimate.skeleton import Skeleton
@@ -41,7 +44,8 @@ class Estimator:
         dtype: compute type; 16-bit types run the forward under autocast.
         lanes_at_once: forward passes that go through the model together; activation memory grows with it, that of
             weights does not, and what is streamed is read once for all.
-        weights: what a pass reads, made from the replica; its integers themselves where not given.
+        weights: what a pass reads, made from the replica, and the device where it runs; the integers themselves, on
+            the CPU, where not given.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class Estimator:
         self._dtype = dtype
         self.lanes_at_once = lanes_at_once
         read = ExactWeights(replica) if weights is None else weights
-        self._lockstep = Lockstep(Skeleton(model, replica.manifest, dtype), read, dtype)
+        self._device = read.device
+        skeleton = Skeleton(model, replica.manifest, dtype, read.device, by_rows=read.by_rows)
+        self._lockstep = Lockstep(skeleton, read, dtype)
         self.forwards = 0
         """Forward passes run so far."""
 
@@ -80,18 +86,20 @@ class Estimator:
         Returns:
             Losses in the shape of the coefficients; not necessarily finite.
         """
-        points = {
-            (seed if coefficient else 0, coefficient): 0.0 for seed, coeffs in evaluations for coefficient in coeffs
-        }
-        keys = list(points)
+        keys = list(dict.fromkeys((seed if c else 0, c) for seed, coefficients in evaluations for c in coefficients))
+        batch = moved(batch, self._device)
+        ordered: list[tuple[int, int]] = []
+        found: list[torch.Tensor] = []
         for low in range(0, len(keys), self.lanes_at_once):
             chosen = keys[low : low + self.lanes_at_once]
             seeds = list(dict.fromkeys(seed for seed, _ in chosen))
             groups = [[self._replica.overlay(steps or {}, [p]) for p in chosen if p[0] == seed] for seed in seeds]
-            ordered = [p for seed in seeds for p in chosen if p[0] == seed]
+            ordered += [p for seed in seeds for p in chosen if p[0] == seed]
             jobs = [(self._job(batch), (k, column)) for k, group in enumerate(groups) for column in range(len(group))]
             self.forwards += len(jobs)
-            points.update(zip(ordered, self._lockstep_run(jobs, groups), strict=True))
+            found += self._lockstep_run(jobs, groups)
+        losses = torch.stack(found).tolist() if found else []
+        points = dict(zip(ordered, losses, strict=True))
         return [[points[seed if c else 0, c] for c in coefficients] for seed, coefficients in evaluations]
 
     def evaluate(self, batches: Sequence[Batch], measure: Measure[_Found]) -> list[_Found]:
@@ -99,14 +107,14 @@ class Estimator:
         found: list[_Found] = []
         overlay = [[self._replica.overlay({})]]
         for low in range(0, len(batches), self.lanes_at_once):
-            chosen = batches[low : low + self.lanes_at_once]
+            chosen = [moved(batch, self._device) for batch in batches[low : low + self.lanes_at_once]]
             self.forwards += len(chosen)
             found += self._lockstep_run([(partial(measure, self._model, batch), (0, 0)) for batch in chosen], overlay)
         return found
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory that materialised weights take."""
+        """Memory of the host that materialised weights take."""
         return self._lockstep.scratch_bytes
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -117,14 +125,14 @@ class Estimator:
         """Make the model a plain one again, with the replica's weights in float32; the estimator is at its end."""
         self._lockstep.give_back(self._replica.weights)
 
-    def _job(self, batch: Batch) -> Callable[[], float]:
-        def job() -> float:
+    def _job(self, batch: Batch) -> Callable[[], torch.Tensor]:
+        def job() -> torch.Tensor:
             loss = self._loss(self._model, batch)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
                 raise EstimationError(
                     f"the loss must be a tensor of one element, got {loss!r:.100}; does the batch have labels?"
                 )
-            return float(loss)
+            return loss.detach().reshape(()).double()
 
         return job
 
@@ -136,7 +144,7 @@ class Estimator:
         try:
             with (
                 torch.inference_mode(),
-                torch.autocast("cpu", self._dtype, enabled=self._dtype is not torch.float32),
+                torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not torch.float32),
             ):
                 return self._lockstep.run(jobs, groups)
         finally:

@@ -33,25 +33,38 @@ _LINE = 32
 
 
 class _TorchState:
-    """What torch keeps per thread and a forward may change."""
+    """What torch keeps per thread, or device, and a forward may change."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._grad = torch.is_grad_enabled()
-        self._autocast = torch.is_autocast_enabled("cpu")
-        self._autocast_type = torch.get_autocast_dtype("cpu")
+        self._autocast = {
+            kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in {"cpu", device.type}
+        }
         self._random = torch.get_rng_state()
+        self._random_there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def restore(self) -> None:
         torch.set_grad_enabled(self._grad)
-        torch.set_autocast_enabled("cpu", self._autocast)
-        torch.set_autocast_dtype("cpu", self._autocast_type)
+        for kind, (enabled, dtype) in self._autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)
         torch.set_rng_state(self._random)
+        if self._random_there is not None:
+            torch.cuda.set_rng_state(self._random_there, self._device)
 
 
 class _Lane:
     """One forward pass: what it waits for and the weights it has in place."""
 
-    def __init__(self, job: Callable[[], Any], place: tuple[int, int], parent: greenlet, tied: frozenset[int]) -> None:
+    def __init__(
+        self,
+        job: Callable[[], Any],
+        place: tuple[int, int],
+        parent: greenlet,
+        tied: frozenset[int],
+        device: torch.device,
+    ) -> None:
         self.group, self.column = place
         """Whose overlay it reads: which group's, and which in it."""
         self.wanted: Block | None = None
@@ -59,18 +72,19 @@ class _Lane:
         self.weights: dict[int, torch.Tensor] = {}
         self._open: list[Block] = []
         self._tied = tied
-        self._state = _TorchState()
+        self._device = device
+        self._state = _TorchState(device)
         self._greenlet = greenlet(job, parent)
 
     def resume(self) -> None:
         """Run to the next pause or the end."""
-        outside = _TorchState()
+        outside = _TorchState(self._device)
         self._state.restore()
         self.wanted = None
         try:
             self.result = self._greenlet.switch()
         finally:
-            self._state = _TorchState()
+            self._state = _TorchState(self._device)
             outside.restore()
         if self._greenlet.dead:
             self.weights = {}
@@ -128,7 +142,7 @@ class Lockstep:
         self._skeleton = skeleton
         self._weights = weights
         self._dtype = dtype
-        self._scratch = ScratchPool()
+        self._scratch = ScratchPool(weights.device)
         self._places: dict[Block, _Place] = {}
         self._order: dict[Block, int] = {}
         self._running: _Lane | None = None
@@ -150,7 +164,7 @@ class Lockstep:
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory that materialised weights take."""
+        """Memory of the host that materialised weights take."""
         return self._scratch.bytes
 
     def run(self, jobs: Sequence[tuple[Callable[[], Any], tuple[int, int]]], groups: Sequence[Group]) -> list[Any]:
@@ -163,7 +177,8 @@ class Lockstep:
         Returns:
             What each job returned, in order. An exception in a lane stops all and is raised.
         """
-        lanes = [_Lane(job, place, getcurrent(), self._skeleton.tied) for job, place in jobs]
+        device = self._weights.device
+        lanes = [_Lane(job, place, getcurrent(), self._skeleton.tied, device) for job, place in jobs]
         self._weights.begin(groups)
         self._skeleton.fetch, self._skeleton.look_up = self._fetch, self._look_up
         try:

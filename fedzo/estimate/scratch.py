@@ -2,7 +2,8 @@
 
 A model may keep a view of a weight longer than the block is in place. So an array goes back into use by
 reference count, not by a call: torch tensors over it hold a view, and a view holds the array. A value is never
-overwritten under a reader; what a model keeps stays right, and costs memory instead.
+overwritten under a reader; what a model keeps stays right, and costs memory instead. On a device other than the CPU
+torch's own allocator does just that.
 """
 
 import sys
@@ -18,12 +19,15 @@ _IDLE_REFERENCES = 2
 class ScratchPool:
     """Memory for [lanes, elements], rows aligned to cache lines so that a weight's address cannot change a result."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._buffers: list[NDArray[np.uint8]] = []
 
     def take(self, lanes: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
         """A tensor [lanes, elements] of undefined contents; its memory is reused when its last view is gone."""
         row_bytes = -(-max(elements, 1) * dtype.itemsize // 64) * 64
+        if self._device.type != "cpu":
+            return torch.empty(lanes, row_bytes // dtype.itemsize, dtype=dtype, device=self._device)[:, :elements]
         array = self._idle(lanes * row_bytes)[: lanes * row_bytes].reshape(lanes, row_bytes)
         return torch.from_numpy(array[:, : elements * dtype.itemsize]).view(dtype)
 
@@ -39,5 +43,5 @@ class ScratchPool:
 
     @property
     def bytes(self) -> int:
-        """Memory held, in use or idle."""
+        """Memory of the host held, in use or idle."""
         return sum(buffer.nbytes for buffer in self._buffers)

@@ -31,9 +31,14 @@ class AbsentWeight(torch.Tensor):
 
     @staticmethod
     def __new__(
-        cls: type["AbsentWeight"], parameter: str, tensor: int, shape: tuple[int, ...], dtype: torch.dtype
+        cls: type["AbsentWeight"],
+        parameter: str,
+        tensor: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> "AbsentWeight":
-        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
+        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         self._is_param = True
         self.parameter, self.tensor = parameter, tensor
         return self
@@ -83,13 +88,18 @@ class Skeleton:
     """A model whose weights live in a replica.
 
     Args:
-        model: any module; its parameters become `AbsentWeight`s wherever they are referred to, buffers are left alone.
+        model: any module; its parameters become `AbsentWeight`s wherever they are referred to. What else it holds,
+            buffers and frozen parameters, goes to the device.
         manifest: the tensors, by the names of `unique_parameters`.
         dtype: compute type, as `Lockstep` makes it.
+        device: where the model computes.
+        by_rows: embeddings outside of all layers look rows up in tables that are not brought in.
     """
 
-    def __init__(self, model: nn.Module, manifest: Manifest, dtype: torch.dtype) -> None:
-        model.eval()
+    def __init__(
+        self, model: nn.Module, manifest: Manifest, dtype: torch.dtype, device: torch.device, *, by_rows: bool
+    ) -> None:
+        model.eval().to(device)
         self.fetch: Callable[[int, tuple[int, ...]], torch.Tensor] | None = None
         """Gives a tensor's weight to the running lane, bringing its block in; None where no lane runs."""
         self.look_up: Callable[[int, torch.Tensor], torch.Tensor] | None = None
@@ -97,19 +107,21 @@ class Skeleton:
         blocks = find_blocks(model, {spec.name: index for index, spec in enumerate(manifest)})
         self.layers = blocks.layers
         self.tied = blocks.tied
+        tables = blocks.tables if by_rows else frozenset()
         self._parameters = list(unique_parameters(model).values())
+        self._model = model
         self._owners = [module for module, _ in blocks.owners]
         for index, (spec, parameter) in enumerate(zip(manifest, self._parameters, strict=True)):
             kind = torch.float32 if len(spec.shape) < 2 else dtype
-            absent = AbsentWeight(spec.name, index, spec.shape, kind)
-            absent.table_of = self if index in blocks.tables else None
+            absent = AbsentWeight(spec.name, index, spec.shape, kind, device)
+            absent.table_of = self if index in tables else None
             _replace(parameter, absent)
         for module, block in blocks.owners:
-            looks_up = is_table(module) and block[0] in blocks.tables
+            looks_up = is_table(module) and block[0] in tables
             module._parameters = _Slots(module._parameters, block, self, looks_up=looks_up)
 
     def fill(self, weight: Callable[[int], torch.Tensor]) -> None:
-        """Make the model a plain one again.
+        """Make the model a plain one again, on the CPU.
 
         Args:
             weight: gives each tensor's weight, by its index.
@@ -118,6 +130,7 @@ class Skeleton:
             module._parameters = dict(module._parameters.items())
         for index, parameter in enumerate(self._parameters):
             torch.utils.swap_tensors(parameter, nn.Parameter(weight(index)))  # type: ignore[no-untyped-call]
+        self._model.to(torch.device("cpu"))
 
 
 def _replace(parameter: nn.Parameter, absent: AbsentWeight) -> None:

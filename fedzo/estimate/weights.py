@@ -1,4 +1,4 @@
-"""Where the weights of a forward pass come from.
+"""Where the weights of a forward pass come from, on the device where it runs.
 
 Lanes that share noise form a group, +ε and −ε of one direction. A block is read once for all groups of a pass, and made
 for one group after the other, so that memory holds the weights of one group, however many there are.
@@ -12,17 +12,23 @@ import torch
 from fedzo.manifest import Manifest
 from fedzo.noise import Increments, Term
 from fedzo.replica import Replica
+from fedzo.tiers.choice import CPU
+from fedzo.tiers.device import carrier
 
 Group = Sequence[Sequence[Term]]
 """The overlays of some lanes."""
 Make = Callable[[int, Sequence[int], torch.Tensor], None]
-"""Writes the weights of a block: (group, its lanes, float32[lanes, …] on the CPU)."""
+"""Writes the weights of a block: (group, its lanes, float32[lanes, …] on the device)."""
 
 
 class Weights(Protocol):
     """What a pass over a model reads. Lists of tensors are indices in the manifest."""
 
     manifest: Manifest
+    device: torch.device
+    """Where they are made, and the model computes."""
+    by_rows: bool
+    """Rows of a table are brought in alone. That needs their numbers, for which the host would wait for a device."""
 
     def begin(self, groups: Sequence[Group]) -> None:
         """A pass begins, with the overlays of its lanes."""
@@ -46,14 +52,22 @@ class Weights(Protocol):
         """For each lane of a group the first one whose weights in these tensors are the same."""
 
     def rows(self, tensor: int, rows: Sequence[int], group: int, lane: int) -> torch.Tensor:
-        """float32[len(rows), …] weights of some rows of a tensor of rank 2 in one lane."""
+        """float32[len(rows), …] weights of some rows of a tensor of rank 2 in one lane; asked for only if `by_rows`."""
 
 
 class ExactWeights:
-    """See `Weights`: the replica's integers, as docs/numerics.md materialises them."""
+    """See `Weights`: the replica's integers, as docs/numerics.md materialises them.
 
-    def __init__(self, replica: Replica) -> None:
+    Args:
+        replica: the exact state.
+        device: where forward passes run; integers that lie elsewhere are brought there.
+    """
+
+    def __init__(self, replica: Replica, device: torch.device = CPU) -> None:
         self.manifest = replica.manifest
+        self.device = device
+        self.by_rows = replica.store.device == device == CPU
+        self._carrier = carrier(replica.store, device)
         self._replica = replica
         self._groups: Sequence[Group] = ()
         self._increments: list[Increments] = []
@@ -67,6 +81,7 @@ class ExactWeights:
     def reserve(self, elements: int) -> None:
         """See `Weights.reserve`."""
         self._replica.store.reserve(elements)
+        self._carrier.reserve(elements)
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
         """See `Weights.expect`."""
@@ -74,10 +89,11 @@ class ExactWeights:
 
     def open(self, tensors: Sequence[int], targets: Sequence[int], groups: int) -> Make:
         """See `Weights.open`: one group is made while its integers are read, several from a copy of them."""
-        replica = self._replica
+        replica, bring = self._replica, self._carrier.bring
         if groups == 1:
-            return lambda group, lanes, out: replica.materialise(tensors, targets, self._increments[group], out, lanes)
-        pieces = replica.held(tensors, targets)
+            read = replica.store.read(tensors, targets)
+            return lambda group, lanes, out: replica.make(bring(read), self._increments[group], out, lanes)
+        pieces = self._carrier.hold(replica.held(tensors, targets))
 
         def make(group: int, lanes: Sequence[int], out: torch.Tensor) -> None:
             replica.make(pieces, replica.steps(self._groups[group]), out, lanes)

@@ -25,9 +25,3 @@ def require_address(what: str, value: str) -> None:
     host, _, port = value.rpartition(":")
     if host == "" or not port.isdigit():
         raise ConfigError(f"{what} is {value!r}; expected HOST:PORT")
-
-
-def require_built(name: str, value: str, only: str) -> None:
-    """Raises ConfigError for a value that will have a meaning, but has none yet."""
-    if value != only:
-        raise ConfigError(f"{name} {value!r} is not built yet; choose {only!r}")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from fedzo.device import get_device
 from fedzo.noise import get_backend
 from fedzo.options.checks import require_choice, require_range
 from fedzo.tiers import COPIES
@@ -25,6 +26,9 @@ class ComputeOptions:
         int,
         "Directions that go through the model together; what is streamed is read once for all of them.",
     ] = 1
+    device: Annotated[
+        str, "Where forward passes run: cpu, cuda, cuda:N, or auto: a GPU where there is one (docs/concepts/memory.md)."
+    ] = "cpu"
     threads: Annotated[int, "CPU threads; 0 takes all cores."] = 0
     backend: Annotated[
         str, "Who makes the noise: auto, numba, torch, triton (interpreted, slow) or reference. The bits are the same."
@@ -37,3 +41,4 @@ class ComputeOptions:
         require_range("directions-per-pass", self.directions_per_pass, 1, 2**16)
         require_range("threads", self.threads, 0, 2**16)
         get_backend(self.backend)
+        get_device(self.device, self.backend)

@@ -125,7 +125,7 @@ def plan_memory(
         loading_bytes=_FLOAT_BYTES * max(sizes, default=0) * (_COPYING if copied else 1),
         streamed_bytes=read.size if read.on_disk else 0,
         device_bytes=2 * widest * read.size // max(manifest.elements, 1)
-        + LANES * widest * (cast_bytes or _FLOAT_BYTES)
+        + LANES * widest * (_FLOAT_BYTES + cast_bytes)
         + forward.activation_bytes
         + waiting * forward.pause_bytes,
         disk_bytes=sum(plane.size for plane in (exact, copied) if plane and plane.on_disk),

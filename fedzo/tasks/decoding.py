@@ -25,7 +25,7 @@ def greedy_answer(
         The answer, without space around it.
     """
     ends = _end_tokens(model, tokenizer)
-    ids = torch.from_numpy(prompt).unsqueeze(0)
+    ids = torch.from_numpy(prompt).unsqueeze(0).to(next(model.parameters()).device)
     given, past, text = ids, None, ""
     keeps = not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
     said: list[int] = []

@@ -1,6 +1,6 @@
 """Where a replica's integers lie: in memory, or in a file that is streamed through a fixed ring of buffers."""
 
-TIERS = ("auto", "host", "disk")
+TIERS = ("auto", "device", "host", "disk")
 """What a user can ask for; see `fedzo.tiers.choice`."""
 
 COPIES = ("none", "bf16", "fp16", "int8")

@@ -1,99 +1,192 @@
-"""Blocks of host memory on their way to a compute device, through a fixed ring of buffers there.
+"""How pieces of a store get to where they are used: a ring of buffers on a compute device, or not at all.
 
-A stream of its own copies while another computes; events order the two, and the host waits for neither. On a device
-without streams, the CPU, a copy is done when it was asked for, and the order is the same.
+A stream of its own copies while another computes, and events order the two. The host asks for copies and kernels and
+waits for neither, so it is ahead of the device: what the next block needs is copied while this one is computed with,
+and nothing has to be guessed. On a device without streams, the CPU, a copy is done when it was asked for, and the order
+is the same.
 """
 
-from collections import deque
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 
-from fedzo.errors import EstimationError
+from fedzo.noise import Mask, Segment
+from fedzo.tiers.store import WORD_BITS, Piece, Store
+
+SLOT_ELEMENTS = 1 << 24
+"""int32 of a buffer at most: 64 MiB, long enough to copy for the host to ask for the next meanwhile."""
+_LEAST_ELEMENTS = 1 << 16
 
 
-class DeviceRing:
-    """Used by one thread. What is sent is used in the order in which it was sent.
+class Carrier:
+    """Pieces as they are: they lie where they are used."""
+
+    def reserve(self, elements: int) -> None:
+        """Have room for this many integers to come ahead."""
+
+    def bring(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """The same integers on the device: a piece is the caller's until the next is asked for."""
+        yield from pieces
+
+    def hold(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """As `bring`, all together, for as long as the caller keeps them."""
+        return list(pieces)
+
+
+def carrier(store: Store, device: torch.device) -> Carrier:
+    """What brings a store's pieces to a device."""
+    return Carrier() if store.device == device else DeviceRing(device, SLOT_ELEMENTS)
+
+
+class _Buffer(NamedTuple):
+    """Of a ring."""
+
+    integers: torch.Tensor
+    filled: torch.cuda.Event | None
+    free: torch.cuda.Event | None
+    """What was asked of the device with it is done."""
+
+
+class DeviceRing(Carrier):
+    """Used by one thread.
 
     Args:
         device: where the buffers lie.
-        slot_bytes: of a buffer; the largest block.
-        slots: buffers: one is computed with while the others are filled.
+        most: int32 of a buffer at most.
     """
 
-    def __init__(self, device: torch.device, slot_bytes: int, slots: int = 2) -> None:
-        self._slots = [torch.empty(slot_bytes, dtype=torch.uint8, device=device) for _ in range(slots)]
-        self._sent: deque[int] = deque()
-        self._used: int | None = None
+    def __init__(self, device: torch.device, most: int) -> None:
+        self.device = device
+        self._most = most
+        self._reserved = min(most, _LEAST_ELEMENTS)
+        self._buffers: list[_Buffer] = []
         self._next = 0
         self._stream: torch.cuda.Stream | None = None
-        self._filled: list[torch.cuda.Event] = []
-        self._free: list[torch.cuda.Event] = []
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._filled, self._free = ([torch.cuda.Event() for _ in self._slots] for _ in range(2))  # type: ignore[no-untyped-call]
-            for buffer, free in zip(self._slots, self._free, strict=True):
-                free.record(torch.cuda.current_stream(device))  # whoever had this memory before may still be using it
-                buffer.record_stream(self._stream)  # and whoever gets it next waits for copies into it
 
-    @property
-    def room(self) -> int:
-        """How many blocks may be sent now."""
-        return len(self._slots) - len(self._sent) - (self._used is not None)
+    def reserve(self, elements: int) -> None:
+        """See `Carrier.reserve`; made when it is used first."""
+        self._reserved = max(self._reserved, elements)
 
-    def send(self, block: torch.Tensor) -> None:
-        """Begin to copy a block.
+    def bring(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """See `Carrier.bring`; pieces are cut and put together as buffers hold them.
 
-        Args:
-            block: uint8, flat; pinned, or the copy waits for the host. It must not change until the device is done.
-
-        Raises:
-            EstimationError: all buffers are in use, or the block is larger than one.
+        Memory that is page-locked must not change before the device has copied it; for other memory the host waits.
         """
-        if self.room == 0 or block.numel() > self._slots[0].numel():
-            raise EstimationError(
-                f"a block of {block.numel():,} bytes was sent to a ring with {self.room} free buffers of "
-                f"{self._slots[0].numel():,} bytes; use what was sent first, or make the ring for the largest block"
-            )
-        slot = self._next
-        self._next = (slot + 1) % len(self._slots)
-        target = self._slots[slot][: block.numel()]
-        if self._stream is None:
-            target.copy_(block)
-        else:
-            with torch.cuda.stream(self._stream):
-                self._stream.wait_event(self._free[slot])
-                target.copy_(block, non_blocking=True)
-                self._filled[slot].record(self._stream)
-        self._sent.append(slot)
+        chunk: _Chunk | None = None
+        for piece in pieces:
+            for number, segment in enumerate(piece.segments):
+                done = 0
+                while done < segment.size:
+                    if chunk is None:
+                        chunk = _Chunk(self._begin(), self._stream)
+                    done += chunk.take(piece, number, done)
+                    if done < segment.size:
+                        yield from self._used(chunk)
+                        chunk = None
+        if chunk is not None:
+            yield from self._used(chunk)
 
-    def use(self) -> torch.Tensor:
-        """The buffer of the block sent first; the current stream waits until it is there. Its last one is given back.
+    def hold(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """See `Carrier.hold`: a copy of what the ring brings."""
+        held = []
+        for piece in self.bring(pieces):
+            integers = piece.integers.clone()
+            mask = None if piece.mask is None else piece.mask._replace(words=integers)
+            held.append(piece._replace(integers=integers, mask=mask))
+        return held
 
-        Raises:
-            EstimationError: nothing was sent.
-        """
-        self.give_back()
-        if not self._sent:
-            raise EstimationError("nothing was sent to this ring that was not used already; send a block first")
-        slot = self._used = self._sent.popleft()
-        if self._stream is not None:
-            torch.cuda.current_stream(self._slots[slot].device).wait_event(self._filled[slot])
-        return self._slots[slot]
+    def _begin(self) -> _Buffer:
+        """The next buffer, from when it is free on."""
+        if not self._buffers:
+            self._make()
+        buffer = self._buffers[self._next]
+        self._next = (self._next + 1) % len(self._buffers)
+        if self._stream is not None and buffer.free is not None:
+            self._stream.wait_event(buffer.free)
+        return buffer
 
-    def give_back(self) -> None:
-        """What the current stream was asked to do until now is all that it does with the buffer used last."""
-        if self._used is not None and self._stream is not None:
-            self._free[self._used].record(torch.cuda.current_stream(self._slots[self._used].device))
-        self._used = None
+    def _used(self, chunk: "_Chunk") -> Iterator[Piece]:
+        """A chunk, once it is there."""
+        _, filled, free = chunk.buffer
+        if self._stream is None or filled is None or free is None:
+            yield chunk.piece()
+            return
+        filled.record(self._stream)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(filled)
+        try:
+            yield chunk.piece()
+        finally:
+            free.record(computing)
+
+    def _make(self) -> None:
+        size = min(self._most, self._reserved)
+        streams = self.device.type == "cuda"
+        if streams:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        for _ in range(1 + -(-self._reserved // size)):
+            integers = torch.empty(size, dtype=torch.int32, device=self.device)
+            events = [torch.cuda.Event() if streams else None for _ in range(2)]  # type: ignore[no-untyped-call]
+            self._buffers.append(_Buffer(integers, *events))
+            if self._stream is not None:
+                free = self._buffers[-1].free
+                assert free is not None
+                free.record(torch.cuda.current_stream(self.device))  # who had this memory before may still be using it
+                integers.record_stream(self._stream)  # and who gets it next waits for copies into it
 
 
-def pinned(parts: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """uint8, flat: tensors end to end, page-locked where the device is a GPU."""
-    size = sum(part.nbytes for part in parts)
-    block = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    start = 0
-    for part in parts:
-        block[start : start + part.nbytes] = part.reshape(-1).view(torch.uint8)
-        start += part.nbytes
-    return block
+class _Chunk:
+    """What a buffer is filled with: integers, and behind those of each segment the words of their mask."""
+
+    def __init__(self, buffer: _Buffer, stream: torch.cuda.Stream | None) -> None:
+        self.buffer = buffer
+        self._stream = stream
+        self._end = 0
+        self._tensors: list[int] = []
+        self._segments: list[Segment] = []
+        self._words: list[int] = []
+        self._masked = False
+
+    def take(self, piece: Piece, number: int, done: int) -> int:
+        """Copy as much of a segment as there is room for, from its element `done` on; how much that is."""
+        segment, mask = piece.segments[number], piece.mask
+        room = self.buffer.integers.numel() - self._end
+        if mask is not None:
+            room = max(0, room - 2) * WORD_BITS // (WORD_BITS + 1)
+        size = min(room, segment.size - done)
+        if size == 0:
+            return 0
+        start, source = segment.start + done, segment.source + done
+        self._segments.append(Segment(len(self._tensors), start, size, self._end, segment.target + done))
+        self._tensors.append(piece.tensors[segment.row])
+        self._copy(piece.integers[source : source + size])
+        if mask is not None:
+            first, stop = start // WORD_BITS, -(-(start + size) // WORD_BITS)
+            self._words.append(self._end - first)
+            self._copy(mask.words[mask.starts[number] + first : mask.starts[number] + stop])
+            self._masked = True
+        return size
+
+    def piece(self) -> Piece:
+        """What was taken."""
+        integers = self.buffer.integers[: self._end]
+        mask = Mask(integers, self._words) if self._masked else None
+        return Piece(integers, self._tensors, self._segments, mask)
+
+    def _copy(self, integers: torch.Tensor) -> None:
+        target = self.buffer.integers[self._end : self._end + integers.numel()]
+        self._end += integers.numel()
+        with torch.cuda.stream(self._stream):  # None is no stream: a copy at once
+            target.copy_(integers, non_blocking=True)
+
+
+def page_locked(elements: int) -> torch.Tensor:
+    """int32[elements] of undefined contents that a GPU copies from by itself; like any other where that is refused."""
+    memory = torch.empty(elements, dtype=torch.int32)
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    portable = 1  # cudaHostRegisterPortable
+    if elements and int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, portable)) == 0:
+        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
+    return memory

@@ -40,6 +40,7 @@ class DiskStore:
         StateFileError: the file cannot be opened, or the disk has no room for it.
     """
 
+    device = torch.device("cpu")
     page: Page | None = None
     patience = 16
 

@@ -1,4 +1,4 @@
-"""The state in memory: one piece for everything."""
+"""The state in memory, the host's or a compute device's: one piece for everything."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +11,9 @@ from fedzo.errors import StateFileError
 from fedzo.manifest import Manifest
 from fedzo.tiers.page import PAGE_BYTES, Page, write_at, write_page
 from fedzo.tiers.store import Layout, Piece
+
+_COPIED = 1 << 24
+"""Integers that go between a device and a file at a time."""
 
 
 class HostStore:
@@ -27,6 +30,7 @@ class HostStore:
 
     def __init__(self, manifest: Manifest, integers: torch.Tensor | None = None) -> None:
         self.integers = torch.empty(manifest.elements, dtype=torch.int32) if integers is None else integers
+        self.device = self.integers.device
         self._layout = Layout(manifest)
         self._mask: torch.Tensor | None = None
 
@@ -41,7 +45,7 @@ class HostStore:
 
     def cover(self, words: Iterable[torch.Tensor]) -> None:
         """See `Store.cover`."""
-        mask, start = torch.empty(self._layout.words, dtype=torch.int32), 0
+        mask, start = torch.empty(self._layout.words, dtype=torch.int32, device=self.device), 0
         for part in words:
             mask[start : start + part.numel()] = part
             start += part.numel()
@@ -75,7 +79,10 @@ class HostStore:
         """See `Store.load`."""
         with path.open("rb") as file:
             file.seek(PAGE_BYTES)
-            file.readinto(raw_bytes(self.integers))
+            for part in torch.split(self.integers, _COPIED):
+                here = part.cpu()
+                file.readinto(raw_bytes(here))
+                part.copy_(here)
 
     def keep(self, path: Path, page: Page) -> None:
         """See `Store.keep`: a copy, written in place of the one before."""
@@ -83,7 +90,8 @@ class HostStore:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 write_page(descriptor, None)
-                write_at(descriptor, PAGE_BYTES, raw_bytes(self.integers))
+                for number, part in enumerate(torch.split(self.integers, _COPIED)):
+                    write_at(descriptor, PAGE_BYTES + 4 * _COPIED * number, raw_bytes(part.cpu()))
                 os.ftruncate(descriptor, PAGE_BYTES + self.integers.nbytes)
                 write_page(descriptor, page)
             finally:

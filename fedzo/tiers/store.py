@@ -40,6 +40,8 @@ class Piece(NamedTuple):
 class Store(Protocol):
     """A tier."""
 
+    device: torch.device
+    """Where pieces lie."""
     path: Path | None
     """The file that the integers live in, if they do."""
     page: Page | None

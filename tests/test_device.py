@@ -1,0 +1,168 @@
+"""Forward passes on a device, as far as a machine without one can tell.
+
+Stores that say that they lie elsewhere make the CPU the device: everything goes the way to a GPU, through the ring and
+without looking rows up, and must give what it gives where the integers lie at hand.
+"""
+
+import copy
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, LLAMA_LIKE, TEXT
+from commands import fedzo, refused, simulate_options
+from helpers import backend_for_cpu
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fedzo.checkpoint import Base, base_digest
+from fedzo.compute_copy import CopyFormat
+from fedzo.device import get_device, moved
+from fedzo.errors import ConfigError
+from fedzo.estimate import Estimator
+from fedzo.estimate.copied import CopiedWeights
+from fedzo.estimate.weights import ExactWeights
+from fedzo.journal import Entry
+from fedzo.noise import Distribution
+from fedzo.replica import Replica
+from fedzo.scopes import ALL, Kind, Scope
+from fedzo.tiers.choice import scratch_place
+
+EPSILON = round(1e-3 * 2**40)
+EVALUATIONS = [(seed, (EPSILON, 0, -EPSILON)) for seed in (5, 6, 7)]
+
+
+def elsewhere(place):
+    """What makes a store that says that it does not lie on the CPU."""
+
+    def placed(manifest):
+        store = place(manifest)
+        store.device = torch.device("meta")
+        return store
+
+    return placed
+
+
+def losses(made, batch, directory, *, kind="none", tier="host", lanes=2, away=False, backend="auto", scope=ALL):
+    """Of a copy of a model, whose state (and copy) lie at hand or elsewhere."""
+    model = copy.deepcopy(made)
+    place = scratch_place(tier, directory)
+    if away:
+        place = elsewhere(place)
+    base = Base("made here", model, base_digest(model))
+    replica = Replica.from_base(
+        base, Distribution.RADEMACHER, place=place, backend=backend_for_cpu(backend), threads=1, scope=scope
+    )
+    replica.add(Entry(k, 10**9) for k in range(5))
+    weights = ExactWeights(replica) if kind == "none" else CopiedWeights(replica, kind, place)
+    assert weights.by_rows is not away
+    return Estimator(model, replica, lanes_at_once=lanes, weights=weights).losses(batch, EVALUATIONS, {3: 10**8})
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "t5", "mixtral"])
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_losses_of_weights_that_are_brought_are_those_of_weights_at_hand(name, tier, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedzo.tiers.device.SLOT_ELEMENTS", 500)
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES[name]()
+    for kind in ("none", "int8"):
+        at_hand = losses(model, batch, tmp_path, kind=kind)
+        for lanes in (2, 6):
+            assert losses(model, batch, tmp_path, kind=kind, tier=tier, lanes=lanes, away=True) == at_hand
+
+
+def test_a_mask_is_brought_with_the_integers(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedzo.tiers.device.SLOT_ELEMENTS", 500)
+    torch.manual_seed(0)
+    model, batch = ARCHITECTURES["llama"]()
+    scope = Scope(kind=Kind.SPARSE, sparsity=750_000)
+    at_hand = losses(model, batch, tmp_path, scope=scope)
+    assert losses(model, batch, tmp_path, scope=scope, tier="disk", away=True) == at_hand
+    assert losses(model, batch, tmp_path, away=True) != at_hand
+
+
+class _Waits(TorchDispatchMode):
+    """Names the operations for which a host would wait for a device: those whose result it must see."""
+
+    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "_unique", "unique", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = name == "index" and any(index is not None and index.dtype is torch.bool for index in args[1])
+        if masks or name.startswith(self.NAMES):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_the_host_waits_once_for_a_batch_when_it_reads_the_losses(kind, tmp_path, monkeypatch):
+    """Whatever the number of lanes and passes, and of layers."""
+    read = []
+    for name in ("tolist", "numpy", "cpu", "__array__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, *a, plain=plain, name=name, **k: (read.append(name), plain(self, *a, **k))[1],
+        )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE | {"num_hidden_layers": 4}))
+    place = elsewhere(scratch_place("host", tmp_path))
+    base = Base("made here", model, base_digest(model))
+    replica = Replica.from_base(base, Distribution.RADEMACHER, place=place, backend=backend_for_cpu("numba"))
+    weights = ExactWeights(replica) if kind == "none" else CopiedWeights(replica, kind, place)
+    estimator = Estimator(model, replica, weights=weights)
+    estimator.losses(TEXT, EVALUATIONS)
+    read.clear()
+    with _Waits() as waits:
+        estimator.losses(TEXT, EVALUATIONS)
+    assert waits.found == []
+    assert [name for name in read if name != "numpy"] == ["tolist"]
+
+
+def test_a_run_with_its_state_on_the_device_is_the_run_in_memory(demo, finished, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, whose losses differ in the last digits")
+    fedzo("simulate", *simulate_options(demo, tmp_path / "run"), "--state", "device", "--device", "auto")
+    assert (tmp_path / "run" / "journal").read_bytes() == (finished / "journal").read_bytes()
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(finished, monkeypatch):
+    with pytest.raises(ConfigError, match="device 'gpu' is unknown; choose cpu, cuda, cuda:N or auto"):
+        get_device("gpu")
+    with pytest.raises(ConfigError, match="device 'cuda:x' is unknown"):
+        get_device("cuda:x")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert get_device("auto") == get_device() == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"device 'cuda' needs 1 CUDA device, and torch .* sees 0; choose 'cpu'"):
+        get_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert get_device("auto") == get_device("cuda") == torch.device("cuda", 0)
+    assert get_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="'cuda:2' needs 3 CUDA devices, and torch .* sees 2"):
+        get_device("cuda:2")
+    with pytest.raises(ConfigError, match="backend 'numba' works on the CPU alone, device is 'cuda'"):
+        get_device("cuda", "numba")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_commands_refuse_it_too(finished):
+    for command in (("evaluate", finished), ("generate", finished, "--prompt", "the cat")):
+        assert "device 'cuda' needs 1 CUDA device" in refused(*command, "--device", "cuda")
+
+
+def test_a_batch_for_the_cpu_is_left_alone():
+    batch = {"ids": torch.ones(2), "names": ("a", "b")}
+    assert moved(batch, torch.device("cpu")) is batch
+
+
+def test_scales_are_told_by_tensor():
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE))
+    replica = Replica.from_base(Base("made here", model, base_digest(model)), Distribution.RADEMACHER)
+    form = CopyFormat("int8", replica.manifest)
+    scales = form.scales([3, 1])
+    assert scales.widths == [replica.manifest.tensors[k].shape[1] for k in (3, 1)]
+    assert CopyFormat("bf16", replica.manifest).scales([3, 1]) is None
