@@ -52,6 +52,8 @@ def page(queue: Queue, name: str) -> str:
     trials = max((len(row.rates) for row in comparison.rows), default=1)
     share = f"{comparison.trial_share:g} of that budget" if comparison.trial_share < 1 else "the whole budget"
     tuned = f"each row tried {trials} learning rates at {share} with seed {comparison.seeds[0]}, by held-out loss"
+    if trials == 1:
+        tuned = "no learning rate was tuned"
     parts = [
         f"# {comparison.title}",
         f"Made by `make results` from `benchmarks/comparisons/{name}.toml`; the same with "

@@ -29,6 +29,7 @@ OPTIONS = {
     "partition": "by:key",
     "clients": FARMS,
     "rounds": ROUNDS,
+    "method": "distinct",
     "directions": 4,
     "batch_size": 16,
     "max_length": 48,

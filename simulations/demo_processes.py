@@ -34,6 +34,7 @@ OPTIONS = {
     "quorum": 2,
     "deadline": 5,
     "rounds": 160,
+    "method": "distinct",
     "directions": 8,
     "batch-size": 16,
     "max-length": 48,

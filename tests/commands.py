@@ -59,6 +59,7 @@ def refused(*arguments: object, **options) -> str:
 def simulate_options(demo, out: Path, **changed: object) -> list[str]:
     """Options of a small run on the demo's model and data."""
     options = {"model": demo.model, "data": demo.data, "partition": "by:key", "out": out, "clients": 4, "rounds": 12}
+    options |= {"method": "distinct"}
     options |= {"batch-size": 4, "max-length": 32, "lr": 5e-3, "eval-every": 5, "attest-every": 4, "threads": 1}
     options |= changed
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]

@@ -12,7 +12,15 @@ from fedzo.journal import Commit, End, JournalContents, read_journal
 from fedzo.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 
-OPTIONS = {"rounds": 12, "batch-size": 4, "max-length": 32, "lr": 5e-3, "eval-every": 5, "attest-every": 4}
+OPTIONS = {
+    "method": "distinct",
+    "rounds": 12,
+    "batch-size": 4,
+    "max-length": 32,
+    "lr": 5e-3,
+    "eval-every": 5,
+    "attest-every": 4,
+}
 
 
 class Federation:

@@ -15,7 +15,15 @@ from fedzo.journal import Commit
 from fedzo.noise import Distribution
 from fedzo.replica import Replica
 
-OPTIONS = {"rounds": 30, "lr": 0.05, "batch_size": 8, "eval_every": 10, "directions": 4, "threads": 1}
+OPTIONS = {
+    "method": "distinct",
+    "rounds": 30,
+    "lr": 0.05,
+    "batch_size": 8,
+    "eval_every": 10,
+    "directions": 4,
+    "threads": 1,
+}
 
 
 DATASETS = [points(40, seed) for seed in range(3)]

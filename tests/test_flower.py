@@ -13,7 +13,15 @@ from network import free_address, wait_until
 
 from fedzo.journal import Commit, End, Evaluation, Void, read_journal
 
-OPTIONS = {"rounds": 8, "batch-size": 4, "max-length": 32, "lr": 5e-3, "eval-every": 4, "attest-every": 4}
+OPTIONS = {
+    "method": "distinct",
+    "rounds": 8,
+    "batch-size": 4,
+    "max-length": 32,
+    "lr": 5e-3,
+    "eval-every": 4,
+    "attest-every": 4,
+}
 OPTIONS |= {"clients": 2, "quorum": 2, "deadline": 60}
 
 

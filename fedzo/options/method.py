@@ -16,7 +16,7 @@ class MethodOptions:
         str,
         "Federated method: distinct, shared, fedkseed, fedkseed-pro, sign, feedsign, momentum, fzoo, spsa15, or an "
         "installed package's.",
-    ] = "distinct"
+    ] = "fzoo"
     directions: Annotated[
         int,
         "Directions of a client and local step; each costs two forward passes, or one with fzoo. 0: the usual, 8 with "

@@ -83,7 +83,7 @@ class Cell:
             ConfigError: it was run, or begun, with other options or on something else.
         """
         found = read_result(self.path / "result.json")
-        now = stated(self.options(), self.comparison)
+        now = stated(self.options(), self.comparison, baseline=self.row.is_baseline)
         earlier = begun(self.run, now) if found is None else Stated(found.options, found.sources)
         if earlier is not None and (difference := now.difference(earlier)):
             raise ConfigError(
@@ -100,7 +100,7 @@ class Cell:
 def run_cell(cell: Cell) -> Result:
     """Run a cell to its end, or go on with it."""
     options, run = cell.options(), cell.run
-    now = stated(options, cell.comparison)
+    now = stated(options, cell.comparison, baseline=cell.row.is_baseline)
     run.path.mkdir(parents=True, exist_ok=True)
     if cell.row.is_baseline:
         with run.exclusive():

@@ -1,7 +1,7 @@
 """What a cell is run with, so that none is gone on with, or shown, as what it is not."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from blake3 import blake3
 from fedzo.config import option_name, read_toml
 from fedzo.errors import ConfigError
 from fedzo.new_file import write_new_file
+from fedzo.options.method import MethodOptions
 from fedzo.run_directory import RunDirectory
 
 from ..opening import PLACES
@@ -19,6 +20,7 @@ from .plan import Comparison
 
 _ELSEWHERE = ("out", *PLACES, "threads", "backend", "state", "engine")
 """Options that no result depends on, and those whose files count, not their names."""
+_OF_METHODS = tuple(option.name for option in fields(MethodOptions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +35,29 @@ class Stated:
     def difference(self, earlier: "Stated") -> str:
         """What was another, as text; empty where nothing was.
 
-        An option that was not stated counts as its default, a source that was not stated as the same.
+        An option that was not stated counts as its default, one of the method that is 0 as what is usual with it, and a
+        source that was not stated as the same.
         """
         defaults = asdict(SimulateOptions(model="", data="", out=""))
-        then = {name: earlier.options.get(name, defaults.get(name)) for name in self.options}
-        now = self.options | self.sources
+        then = _as_usual({name: earlier.options.get(name, defaults.get(name)) for name in self.options})
+        now = _as_usual(self.options) | self.sources
         then |= {name: earlier.sources.get(name, source) for name, source in self.sources.items()}
         changed = [name for name, value in now.items() if then[name] != value]
         return ", ".join(f"{option_name(name)} was {then[name]!r}, is {now[name]!r}" for name in changed)
 
 
-def stated(options: SimulateOptions, comparison: Comparison) -> Stated:
-    """Of a cell with these options."""
+def _as_usual(options: dict[str, Any]) -> dict[str, Any]:
+    if "method" not in options:
+        return options
+    method = MethodOptions(**{name: options[name] for name in _OF_METHODS if name in options})
+    return options | {name: method.chosen(name) for name in _OF_METHODS if name in options}
+
+
+def stated(options: SimulateOptions, comparison: Comparison, *, baseline: bool) -> Stated:
+    """Of a cell with these options; a baseline has no use for those of methods."""
     subject = dict(comparison.subject)
-    kept = {name: value for name, value in asdict(options).items() if name not in _ELSEWHERE}
+    left_out = {*_ELSEWHERE, *(_OF_METHODS if baseline else ())}
+    kept = {name: value for name, value in asdict(options).items() if name not in left_out}
     return Stated(kept | {"subject": subject}, {} if subject else _sources(asdict(options)))
 
 
