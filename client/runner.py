@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
-from fedzo.errors import JournalDamageError
+from fedzo.errors import ExcerptError, JournalError, ProtocolError, ReplicaError
 from fedzo.estimate import LANES, Estimator, weights_of
 from fedzo.journal import Journal
 from fedzo.noise import get_backend
@@ -18,6 +18,7 @@ from fedzo.scopes.base import scoped
 from fedzo.tasks import get_task
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.v1.rounds_pb2_grpc import RoundsStub
+from fedzo.wire.beginning import copy_of
 from fedzo.worker import Worker
 
 from .connection import call_metadata, open_channel
@@ -68,14 +69,30 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
         FedzoError: base, data or journal cannot be used, or the server refused; by name.
     """
     reach = Reach(options.connection.address, options.patience_s, stop, say)
-    journal = await _journal(options, reach, say)
-    if journal is None:
-        return None
-    with journal:
-        participant, home = make_participant(options, journal, say)
-        async with watched_memory(options.limits.memory_bytes, stop):
-            await _stay(options, participant, home, stop, say)
-        taken = Taken(home.history.ended, home.replica.position, home.replica.digest())
+    while (journal := await _journal(options, reach, say)) is not None:
+        with journal:
+            try:
+                return await _follow(options, journal, stop, say)
+            except ExcerptError as error:
+                say(f"the copy of the journal is given up and fetched again: {error}")
+                journal.path.unlink()
+            except ReplicaError as error:
+                if journal.contents.start is None:
+                    raise
+                journal.path.unlink()
+                raise ReplicaError(
+                    f"{error}; the totals that this copy of the journal began with are given up: start the client "
+                    "again, and they are fetched again"
+                ) from error
+    return None
+
+
+async def _follow(options: ClientOptions, journal: Journal, stop: asyncio.Event, say: Say) -> Taken:
+    """Take part with a copy of the journal."""
+    participant, home = make_participant(options, journal, say)
+    async with watched_memory(options.limits.memory_bytes, stop):
+        await _stay(options, participant, home, stop, say)
+    taken = Taken(home.history.ended, home.replica.position, home.replica.digest())
     state = "the run has ended" if taken.ended else "stopped"
     say(f"{state} at position {taken.position}, state digest {taken.state_digest.hex()}")
     return taken
@@ -105,29 +122,35 @@ async def _pass_on(event: asyncio.Event, to: asyncio.Event) -> None:
 
 
 async def _journal(options: ClientOptions, reach: Reach, say: Say) -> Journal | None:
-    """The client's copy of the journal, begun with the server's genesis where there is none."""
+    """The client's copy of the journal, begun with what the server has to begin with where there is none.
+
+    A compute copy is one of the state after a record that all records before it determine, so it needs them.
+    """
     options.directory.mkdir(parents=True, exist_ok=True)
-    path = RunDirectory(options.directory).journal
-    journal = open_journal(path, say)
+    path, excerpts = RunDirectory(options.directory).journal, options.compute_copy == "none"
+    journal = open_journal(path, say, excerpts=excerpts)
     if journal is not None:
         return journal
-    reply = await reach.until_done(lambda: _fetch_genesis(options.connection))
+    request = pb.GenesisRequest(totals=excerpts, name=options.name)
+    reply = await reach.until_done(lambda: _fetch_genesis(options.connection, request))
     if reply is None:
         return None
-    journal = Journal.create_copy(path, reply.payload)
-    if journal.record_hash != reply.record_hash:
-        journal.close()
-        path.unlink()
-        raise JournalDamageError(
-            f"the genesis from {options.connection.address} does not have the hash that it came with"
-        )
+    try:
+        content = copy_of(reply)
+    except (JournalError, ProtocolError) as error:
+        raise ProtocolError(
+            f"{options.connection.address}: what it sent to begin with cannot be used, and nothing was written: {error}"
+        ) from error
+    journal = Journal.create_whole(path, content)
+    if journal.contents.start is not None:
+        say(f"begins with the totals at position {journal.contents.first}, {len(content)} bytes in place of records")
     return journal
 
 
-async def _fetch_genesis(options: ConnectionOptions) -> pb.GenesisReply:
+async def _fetch_genesis(options: ConnectionOptions, request: pb.GenesisRequest) -> pb.GenesisReply:
     async with open_channel(options) as channel:
         reply: pb.GenesisReply = await RoundsStub(channel).FetchGenesis(
-            pb.GenesisRequest(), timeout=CALL_S, metadata=call_metadata(options)
+            request, timeout=CALL_S, metadata=call_metadata(options)
         )
         return reply
 

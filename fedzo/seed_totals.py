@@ -48,8 +48,15 @@ class SeedTotals:
 
     def nonzero(self) -> dict[int, int]:
         """Seed → A, where that is not 0."""
+        return self._nonzero(0)
+
+    def anchored(self) -> dict[int, int]:
+        """Seed → Aₚ, where that is not 0."""
+        return self._nonzero(1)
+
+    def _nonzero(self, row: int) -> dict[int, int]:
         self._merge()
-        return {seed: total for seed, total in zip(self._seeds.tolist(), self._rows[0].tolist(), strict=True) if total}
+        return {seed: a for seed, a in zip(self._seeds.tolist(), self._rows[row].tolist(), strict=True) if a}
 
     def _merge(self) -> None:
         """Bring the columns up to date, and forget seeds of which both are 0."""
