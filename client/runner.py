@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
 from fedzo.errors import ExcerptError, JournalError, ProtocolError, ReplicaError
 from fedzo.estimate import LANES, Estimator, weights_of
-from fedzo.journal import Journal
+from fedzo.journal import End, Journal, JournalContents
 from fedzo.noise import get_backend
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import scoped
@@ -124,23 +125,46 @@ async def _pass_on(event: asyncio.Event, to: asyncio.Event) -> None:
 async def _journal(options: ClientOptions, reach: Reach, say: Say) -> Journal | None:
     """The client's copy of the journal, begun with what the server has to begin with where there is none.
 
-    A compute copy is one of the state after a record that all records before it determine, so it needs them.
+    One of a run with a seed pool is begun anew where totals are less than the records that it lacks. A compute copy is
+    made at a record that all records before it determine, so a client with one needs them all.
     """
     options.directory.mkdir(parents=True, exist_ok=True)
     path, excerpts = RunDirectory(options.directory).journal, options.compute_copy == "none"
+    request, genesis_hash = pb.GenesisRequest(totals=excerpts, name=options.name), b""
     journal = open_journal(path, say, excerpts=excerpts)
     if journal is not None:
-        return journal
-    request = pb.GenesisRequest(totals=excerpts, name=options.name)
+        if not (excerpts and _totals_may_help(journal.contents)):
+            return journal
+        request.position, request.record_hash = journal.position, journal.record_hash
+        genesis_hash = journal.contents.hashes[0]
+        journal.close()
     reply = await reach.until_done(lambda: _fetch_genesis(options.connection, request))
     if reply is None:
         return None
+    if genesis_hash and (not reply.start or reply.record_hash != genesis_hash):
+        return Journal.open(path, excerpts=True)
+    return _begin(path, reply, options.connection.address, say)
+
+
+def _totals_may_help(contents: JournalContents) -> bool:
+    """Is there a pool that totals could be of, and more to come?"""
+    ended = contents.position > contents.first and isinstance(contents.records[-1].body, End)
+    return contents.genesis.rules.pool_size > 0 and not ended
+
+
+def _begin(path: Path, reply: pb.GenesisReply, address: str, say: Say) -> Journal:
+    """A new copy, in the place of one that may be there.
+
+    Raises:
+        ProtocolError: it cannot be made of what the server sent; what was there is as it was.
+    """
     try:
         content = copy_of(reply)
     except (JournalError, ProtocolError) as error:
         raise ProtocolError(
-            f"{options.connection.address}: what it sent to begin with cannot be used, and nothing was written: {error}"
+            f"{address}: what it sent to begin with cannot be used, and nothing was written: {error}"
         ) from error
+    path.unlink(missing_ok=True)
     journal = Journal.create_whole(path, content)
     if journal.contents.start is not None:
         say(f"begins with the totals at position {journal.contents.first}, {len(content)} bytes in place of records")

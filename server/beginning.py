@@ -38,16 +38,23 @@ class Beginnings:
         They are those of the last attested state, since the record after it states the digest that they must give.
         """
         anchor = self._history.anchor
-        if not (request.totals and self._totals_suffice and anchor > 0 and self._history.anchor_is_behind):
+        possible = self._totals_suffice and self._history.anchor_is_behind
+        if not (request.totals and possible and self._is_before(request, anchor)):
             return self._genesis
         payload, digest = self._journal.payload(anchor + 1), self._contents.hashes[anchor + 1]
         reply = pb.GenesisReply(
             start=encode_start(self._contents.genesis, self._start(anchor, request.name)),
             first=pb.Step(record_hash=digest, payload=payload),
         )
-        cheaper = reply.ByteSize() < self._journal.bytes_of(anchor + 1)
+        cheaper = reply.ByteSize() < self._journal.bytes_of(anchor + 1) - self._journal.bytes_of(request.position)
         reply.MergeFrom(self._genesis)
         return reply if cheaper else self._genesis
+
+    def _is_before(self, request: pb.GenesisRequest, anchor: int) -> bool:
+        """Is the caller on this journal, and short of the anchor? Who is on another one is told so when it joins."""
+        if request.position >= anchor:
+            return False
+        return request.position == 0 or self._contents.hashes[request.position] == request.record_hash
 
     def _start(self, position: int, name: str) -> Start:
         history = self._history

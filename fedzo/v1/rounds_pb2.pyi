@@ -21,12 +21,16 @@ PURPOSE_ATTEST: Purpose
 PURPOSE_CALIBRATE: Purpose
 
 class GenesisRequest(_message.Message):
-    __slots__ = ("totals", "name")
+    __slots__ = ("totals", "name", "position", "record_hash")
     TOTALS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
     totals: bool
     name: str
-    def __init__(self, totals: _Optional[bool] = ..., name: _Optional[str] = ...) -> None: ...
+    position: int
+    record_hash: bytes
+    def __init__(self, totals: _Optional[bool] = ..., name: _Optional[str] = ..., position: _Optional[int] = ..., record_hash: _Optional[bytes] = ...) -> None: ...
 
 class GenesisReply(_message.Message):
     __slots__ = ("payload", "record_hash", "start", "first")
