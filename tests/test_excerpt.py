@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedzo.coordinator import Connected
 from fedzo.errors import ExcerptError, JournalDamageError, JournalFormatError, ReplicaError
-from fedzo.journal import Journal, Record, Rollback, Start, read_journal
+from fedzo.journal import Entry, Journal, Record, Rollback, Start, read_journal
 from fedzo.journal.codec import decode_start, encode_start
 from fedzo.noise import Distribution, get_backend
 from fedzo.noise.draws import pool_seeds
@@ -179,6 +179,21 @@ def test_totals_are_sent_where_they_are_fewer_bytes_and_never_more_than_16_an_en
     assert not run.begin(pb.GenesisRequest(name=NAMES[0])).start, "only who asks for them"
 
 
+def test_who_has_records_gets_totals_only_where_the_rest_is_more(run):
+    run.play_until(40)
+    anchor, hashes = check_start(run, run.begin()), run.contents.hashes
+
+    def begins(position: int, digest: bytes) -> bool:
+        return bool(run.begin(pb.GenesisRequest(totals=True, position=position, record_hash=digest)).start)
+
+    given = [begins(position, hashes[position]) for position in range(len(hashes))]
+    last = max(position for position in range(len(hashes)) if given[position])
+    assert given == [True] * (last + 1) + [False] * (len(hashes) - last - 1)
+    assert 0 < last < anchor - 1, "near the anchor the records are less"
+    assert not begins(last, hashes[last + 1]), "who is on another journal is to say so when it joins"
+    assert not begins(2**64 - 1, bytes(32))
+
+
 def check_start(run: PoolRun, reply: pb.GenesisReply) -> int:
     """The position of the start, whose totals are the run's there."""
     start = decode_start(run.genesis, reply.start)
@@ -220,6 +235,23 @@ def excerpt(run, tmp_path):
     (tmp_path / "client").mkdir()
     excerpt_of(run, tmp_path / "client" / "journal").close()
     return tmp_path / "client" / "journal"
+
+
+def test_the_bytes_of_a_start_are_those_of_the_format_page():
+    genesis = make_genesis(run_seed=7, method="fedkseed", pool_size=3)
+    pool = pool_seeds(7, 3)
+    start = Start(
+        position=300,
+        record_hash=bytes(range(32)),
+        entries=(Entry(pool[0], -1), Entry(pool[2], 2**40)),
+        highest_rate=0.5,
+        client="anna",
+        index=1,
+    )
+    totals = "1a08" + "01" + "00" + "808080808040"
+    expected = "08ac02" + "1220" + bytes(range(32)).hex() + totals + "21000000000000e03f" + "2a04616e6e61" + "3001"
+    assert encode_start(genesis, start).hex() == expected
+    assert decode_start(genesis, bytes.fromhex(expected)) == start
 
 
 def test_every_flipped_byte_of_an_excerpt_is_found(excerpt, tmp_path):

@@ -11,17 +11,24 @@ from pathlib import Path
 import grpc
 import pytest
 from federation import OPTIONS
+from fedzo_client.home import Home
 from fedzo_client.options import ClientOptions, ConnectionOptions, Limits
 from fedzo_client.runner import take_part
 from fedzo_server.beginning import Beginnings
 from network import CALL_S, both, wait_until
 
+from fedzo.checkpoint import load_base
+from fedzo.coordinator import History
 from fedzo.errors import ProtocolError, ReplicaError
 from fedzo.journal import Journal, read_journal
 from fedzo.journal.codec import decode_start
-from fedzo.rebuild import check_history
+from fedzo.journal.file import read_payloads
+from fedzo.noise import get_backend
+from fedzo.run_directory import RunDirectory
+from fedzo.v1 import journal_pb2
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.v1.rounds_pb2_grpc import RoundsServicer, RoundsStub, add_RoundsServicer_to_server
+from fedzo.wire.beginning import copy_of
 
 POOL = {"method": "fedkseed", "pool-size": 16, "attest-every": 4, "eval-every": 0, "lr": 1e-3}
 BEGINS = "begins with the totals at position"
@@ -183,11 +190,33 @@ def pool_run(nursery, demo, tmp_path_factory) -> Path:
     return out
 
 
-def reply_of(run: Path) -> pb.GenesisReply:
+def reply_of(run: Path, position: int = 26) -> pb.GenesisReply:
+    """What its server would have answered at a position."""
     with Journal.open(run / "journal") as journal:
-        reply = Beginnings(journal, check_history(journal.contents)).reply(pb.GenesisRequest(totals=True))
+        contents, history = journal.contents, History(journal.contents)
+        for record, digest in zip(contents.records[:position], contents.hashes[1 : position + 1], strict=True):
+            history.apply(record, digest)
+        reply = Beginnings(journal, history).reply(pb.GenesisRequest(totals=True))
     assert reply.start
     return reply
+
+
+def test_a_replica_that_goes_wrong_is_rebuilt_from_base_and_totals(pool_run, demo, tmp_path):
+    contents, payloads = read_journal(pool_run / "journal"), read_payloads(pool_run / "journal")
+    journal, said = Journal.create_whole(tmp_path / "journal", copy_of(reply_of(pool_run, 17))), []
+    with journal:
+        base, backend = load_base(demo.model), get_backend("auto")
+        home = Home(RunDirectory(tmp_path), journal, base, backend=backend, threads=1, say=said.append)
+        assert home.replica.position == journal.position == 17
+        steps = [
+            pb.Step(payload=payload, record_hash=digest)
+            for payload, digest in zip(payloads[18:], contents.hashes[18:], strict=True)
+        ]
+        home.replica.state[7] += 1
+        home.replica.invalidate_digest()
+        home.follow(steps)
+    assert said[-1] == f"rebuilt from base and {contents.position - 16} records"
+    assert home.replica.digest() == contents.records[-1].state_digest
 
 
 def ask(reply: pb.GenesisReply, demo, directory: Path) -> None:
@@ -226,8 +255,6 @@ def ask(reply: pb.GenesisReply, demo, directory: Path) -> None:
     ],
 )
 def test_totals_that_cannot_be_leave_nothing_behind(pool_run, demo, tmp_path, tamper, said):
-    from fedzo.v1 import journal_pb2
-
     reply = reply_of(pool_run)
     message = journal_pb2.Start.FromString(reply.start)
     tamper(message)
@@ -238,8 +265,6 @@ def test_totals_that_cannot_be_leave_nothing_behind(pool_run, demo, tmp_path, ta
 
 
 def test_totals_of_another_state_do_not_pass_and_are_given_up(pool_run, demo, tmp_path):
-    from fedzo.v1 import journal_pb2
-
     reply = reply_of(pool_run)
     message = journal_pb2.Start.FromString(reply.start)
     message.totals[5] += 2**20
