@@ -76,8 +76,14 @@ class PoolRun(ReplicaRun):
 
 
 @pytest.fixture
-def run(tmp_path) -> Iterator[PoolRun]:
-    made = PoolRun(tmp_path / "server")
+def rules() -> dict:
+    """Of the run, but for the usual ones."""
+    return {}
+
+
+@pytest.fixture
+def run(tmp_path, rules) -> Iterator[PoolRun]:
+    made = PoolRun(tmp_path / "server", **rules)
     yield made
     made.journal.close()
 
@@ -115,6 +121,7 @@ def assert_as_whole(run: PoolRun, excerpt: Journal) -> None:
 # ── the same as the whole ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("rules", [{}, {"calibrated": True, "learning_rate": 0.0}], ids=["a rate", "a rate found"])
 def test_an_excerpt_gives_what_the_whole_journal_gives_from_any_position_on(run, tmp_path):
     starts = []
     for position in range(15, ROUNDS, 4):

@@ -97,6 +97,16 @@ def test_a_late_client_begins_anew_where_the_run_goes_back_before_its_totals(fed
     assert read_journal(found.directory(2) / "journal").first != starts(client.said)[0]
 
 
+@pytest.mark.slow
+def test_a_late_client_of_a_run_without_rounds_begins_with_totals_too(federation):
+    rules = POOL | {"buffer": 2, "max-staleness": 16, "eval-every": 6}
+    found = federation(rounds=120, clients=2, quorum=1, **rules).start()
+    found.wait_for_position(30, SLOW_S)
+    client = found.start_client(2)
+    client.wait_for(BEGINS, SLOW_S)
+    found.finish(SLOW_S)
+
+
 # ── the wire ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -162,17 +172,19 @@ class Liar(RoundsServicer):
     """A server that knows one answer."""
 
     def __init__(self, reply: pb.GenesisReply) -> None:
+        self.asked: list[pb.GenesisRequest] = []
         self._reply = reply
 
     def FetchGenesis(self, request, context):  # noqa: N802
+        self.asked.append(request)
         return self._reply
 
 
 @contextmanager
-def lying(reply: pb.GenesisReply) -> Iterator[str]:
-    """The address of a liar."""
+def serving(liar: Liar) -> Iterator[str]:
+    """Its address."""
     server = grpc.server(ThreadPoolExecutor(2))
-    add_RoundsServicer_to_server(Liar(reply), server)
+    add_RoundsServicer_to_server(liar, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"
@@ -219,11 +231,11 @@ def test_a_replica_that_goes_wrong_is_rebuilt_from_base_and_totals(pool_run, dem
     assert home.replica.digest() == contents.records[-1].state_digest
 
 
-def ask(reply: pb.GenesisReply, demo, directory: Path) -> None:
-    """Be a client of a server that answers so."""
+def ask(liar: Liar, demo, directory: Path, compute_copy: str = "none") -> None:
+    """Be its client."""
     rows = directory.parent / "rows.txt"
     rows.write_text("The hens lay eggs. The cow gives milk.\n" * 40)
-    with lying(reply) as address:
+    with serving(liar) as address:
         options = ClientOptions(
             connection=ConnectionOptions(address=address),
             limits=Limits(steps=64, batch=64, epsilon=1.0),
@@ -238,7 +250,7 @@ def ask(reply: pb.GenesisReply, demo, directory: Path) -> None:
             threads=1,
             backend="auto",
             state="host",
-            compute_copy="none",
+            compute_copy=compute_copy,
             directions_per_pass=1,
             patience_s=0.0,
         )
@@ -260,7 +272,7 @@ def test_totals_that_cannot_be_leave_nothing_behind(pool_run, demo, tmp_path, ta
     tamper(message)
     reply.start = message.SerializeToString()
     with pytest.raises(ProtocolError, match=f"cannot be used, and nothing was written: .*{said}"):
-        ask(reply, demo, tmp_path / "client")
+        ask(Liar(reply), demo, tmp_path / "client")
     assert list((tmp_path / "client").iterdir()) == []
 
 
@@ -270,5 +282,13 @@ def test_totals_of_another_state_do_not_pass_and_are_given_up(pool_run, demo, tm
     message.totals[5] += 2**20
     reply.start = message.SerializeToString()
     with pytest.raises(ReplicaError, match="state digest is .* the totals that this copy of the journal began with"):
-        ask(reply, demo, tmp_path / "client")
+        ask(Liar(reply), demo, tmp_path / "client")
     assert not (tmp_path / "client" / "journal").exists()
+
+
+@pytest.mark.parametrize(("compute_copy", "totals"), [("none", True), ("bf16", False)])
+def test_a_client_with_a_compute_copy_wants_the_records(demo, tmp_path, compute_copy, totals):
+    liar = Liar(pb.GenesisReply(payload=b"", record_hash=bytes(32)))
+    with pytest.raises(ProtocolError, match="the genesis does not have the hash"):
+        ask(liar, demo, tmp_path / "client", compute_copy)
+    assert liar.asked == [pb.GenesisRequest(totals=totals, name="late")]
