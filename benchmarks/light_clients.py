@@ -113,7 +113,7 @@ class LightClient:
                 self._watch(plan.round)
             report.examples, report.loss = 16, 2.5
             report.projected_gradients.append(0.25)
-        else:
+        if plan.attest:
             report.state_digest = bytes(32)
             report.maxima.append(1)
         return report

@@ -25,8 +25,13 @@ from fedzo.wire.steps import decode_steps
 Say = Callable[[str], None]
 
 
-def open_journal(path: Path, say: Say) -> Journal | None:
+def open_journal(path: Path, say: Say, *, excerpts: bool) -> Journal | None:
     """The client's copy of the journal; None where there is none that can be used.
+
+    Args:
+        path: of the file.
+        say: told why it is given up.
+        excerpts: it may be an excerpt.
 
     Raises:
         JournalLockedError: another client process works in this directory.
@@ -34,7 +39,7 @@ def open_journal(path: Path, say: Say) -> Journal | None:
     if not path.exists():
         return None
     try:
-        return Journal.open(path)
+        return Journal.open(path, excerpts=excerpts)
     except (JournalDamageError, JournalFormatError) as error:
         say(f"the copy of the journal is given up and fetched again: {error}")
         path.unlink()
@@ -56,6 +61,7 @@ class Home:
     Raises:
         BaseMismatchError: the base is another one.
         ReplicaError, RangeGuardError: the journal does not hold what a server would write.
+        ExcerptError: it goes back to where it has no records.
     """
 
     def __init__(
@@ -92,7 +98,7 @@ class Home:
         self._say = say
         self._saved_position = -1
         if self._state is None:
-            self.replica.resume(contents.records, contents.hashes)
+            self.replica.resume(contents.records, contents.hashes, contents.start)
         else:
             how = restore(self.replica, contents, self._state)
             say(f"at position {self.replica.position}, from {how}")
@@ -107,6 +113,7 @@ class Home:
 
         Raises:
             JournalDamageError, ProtocolError: they do not follow on what is here; nothing was changed.
+            ExcerptError: they go back to where this copy has no records; it has to be begun anew.
             RangeGuardError, ReplicaError: no server may write such a record, or rebuilding does not help.
         """
         decoded = decode_steps(self.genesis, steps)

@@ -10,28 +10,23 @@ from rich.console import Console
 
 from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
 from fedzo.device import get_device
-from fedzo.errors import JournalDamageError
+from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.estimate import LANES, Estimator, weights_of
 from fedzo.journal import Journal
 from fedzo.noise import get_backend
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import scoped
 from fedzo.tasks import get_task
-from fedzo.v1 import rounds_pb2 as pb
-from fedzo.v1.rounds_pb2_grpc import RoundsStub
 from fedzo.worker import Worker
 
-from .connection import call_metadata, open_channel
+from .beginning import open_or_begin
 from .data import load_client_data
-from .home import Home, Say, open_journal
+from .home import Home, Say
 from .memory import tier_within, watched_memory
-from .options import ClientOptions, ConnectionOptions, WorkOptions
+from .options import ClientOptions, WorkOptions
 from .participant import Participant
 from .pause import Pause
 from .reach import Reach
-
-CALL_S = 30.0
-"""Deadline of a single call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +64,30 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
         FedzoError: base, data or journal cannot be used, or the server refused; by name.
     """
     reach = Reach(options.connection.address, options.patience, stop, say)
-    journal = await _journal(options, reach, say)
-    if journal is None:
-        return None
-    with journal:
-        participant, home = make_participant(options, journal, say)
-        async with watched_memory(options.limits.memory_bytes, stop):
-            await _stay(options, participant, home, stop, say)
-        taken = Taken(home.history.ended, home.replica.position, home.replica.digest())
+    while (journal := await open_or_begin(options, reach, say)) is not None:
+        with journal:
+            try:
+                return await _follow(options, journal, stop, say)
+            except ExcerptError as error:
+                say(f"the copy of the journal is given up and fetched again: {error}")
+                journal.path.unlink()
+            except ReplicaError as error:
+                if journal.contents.start is None:
+                    raise
+                journal.path.unlink()
+                raise ReplicaError(
+                    f"{error}; the totals that this copy of the journal began with are given up: start the client "
+                    "again, and they are fetched again"
+                ) from error
+    return None
+
+
+async def _follow(options: ClientOptions, journal: Journal, stop: asyncio.Event, say: Say) -> Taken:
+    """Take part with a copy of the journal."""
+    participant, home = make_participant(options, journal, say)
+    async with watched_memory(options.limits.memory_bytes, stop):
+        await _stay(options, participant, home, stop, say)
+    taken = Taken(home.history.ended, home.replica.position, home.replica.digest())
     state = "the run has ended" if taken.ended else "stopped"
     say(f"{state} at position {taken.position}, state digest {taken.state_digest.hex()}")
     return taken
@@ -103,34 +114,6 @@ async def _stay(options: ClientOptions, participant: Participant, home: Home, st
 async def _pass_on(event: asyncio.Event, to: asyncio.Event) -> None:
     await event.wait()
     to.set()
-
-
-async def _journal(options: ClientOptions, reach: Reach, say: Say) -> Journal | None:
-    """The client's copy of the journal, begun with the server's genesis where there is none."""
-    options.directory.mkdir(parents=True, exist_ok=True)
-    path = RunDirectory(options.directory).journal
-    journal = open_journal(path, say)
-    if journal is not None:
-        return journal
-    reply = await reach.until_done(lambda: _fetch_genesis(options.connection))
-    if reply is None:
-        return None
-    journal = Journal.create_copy(path, reply.payload)
-    if journal.record_hash != reply.record_hash:
-        journal.close()
-        path.unlink()
-        raise JournalDamageError(
-            f"the genesis from {options.connection.address} does not have the hash that it came with"
-        )
-    return journal
-
-
-async def _fetch_genesis(options: ConnectionOptions) -> pb.GenesisReply:
-    async with open_channel(options) as channel:
-        reply: pb.GenesisReply = await RoundsStub(channel).FetchGenesis(
-            pb.GenesisRequest(), timeout=CALL_S, metadata=call_metadata(options)
-        )
-        return reply
 
 
 def make_participant(options: WorkOptions, journal: Journal, say: Say) -> tuple[Participant, Home]:

@@ -57,7 +57,7 @@ def take_turn(turn: pb.Turn, options: WorkOptions, say: Say) -> rounds.ClientMes
     """
     options.directory.mkdir(parents=True, exist_ok=True)
     path = RunDirectory(options.directory).journal
-    journal = open_journal(path, say)
+    journal = open_journal(path, say, excerpts=False)  # turns bring records from the genesis on
     if journal is None:
         if not turn.HasField("genesis"):
             return rounds.ClientMessage()

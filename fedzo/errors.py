@@ -19,6 +19,7 @@
     └── JournalError
         ├── JournalFormatError   not a journal, or of another format version
         ├── JournalDamageError   bytes before the end do not verify; never skipped
+        ├── ExcerptError         a record is asked for that a copy which began late does not have
         ├── JournalLockedError   another process writes to it
         └── JournalWriteError    the disk refused an append; the journal is as it was
 
@@ -100,6 +101,10 @@ class JournalFormatError(JournalError):
 
 class JournalDamageError(JournalError):
     """A byte of the journal does not verify. Nothing is skipped: restore the file from a copy."""
+
+
+class ExcerptError(JournalError):
+    """A copy that begins with totals does not reach back far enough; the whole journal is with the run's server."""
 
 
 class JournalLockedError(JournalError):

@@ -79,6 +79,15 @@ class RangeGuard:
         return dict(self._seeds.nonzero())
 
     @property
+    def anchors(self) -> dict[int, int]:
+        """Aₚ(s) of every seed for which it is not 0: the totals when maxima were stated last."""
+        return dict(self._seeds.nonzero_anchors())
+
+    def begin(self, entries: Sequence[Entry]) -> None:
+        """Take totals over, of different seeds. Nothing is known of their bounds: the next record must state maxima."""
+        self._seeds.put(dict(entries), [0] * len(entries))
+
+    @property
     def share_used(self) -> float:
         """Largest share of the room between maxima and limit that the sum has used, 0 to 1."""
         room = np.maximum(RANGE_LIMIT - self._maxima, 1)

@@ -75,7 +75,7 @@ def restore(replica: Replica, contents: JournalContents, state: Path) -> str:
         how = f"the base and the journal ({error})" if state.exists() else "the base and the journal"
         if replica.deferred:
             replica.fill()
-    replica.resume(contents.records, contents.hashes)
+    replica.resume(contents.records, contents.hashes, contents.start)
     return how
 
 
@@ -88,8 +88,8 @@ def replay_from_base(replica: Replica, source: str, contents: JournalContents) -
     replica.take(_start(source, contents.genesis))
     replica.fill()
     replica.record_hash = contents.hashes[0]
-    replica.resume(contents.records, contents.hashes)
-    return contents.position
+    replica.resume(contents.records, contents.hashes, contents.start)
+    return contents.position - contents.first
 
 
 def _start(source: str, genesis: Genesis) -> Base:

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedzo.drift import Drift
 from fedzo.errors import BaseMismatchError, ReplicaError
 from fedzo.exact_state import ExactState
-from fedzo.journal.records import Entry, Genesis, Record
+from fedzo.journal.records import Entry, Genesis, Record, Start
 from fedzo.range_guard import add_entries
 from fedzo.tiers.page import Page
 
@@ -59,18 +59,29 @@ class Replica(ExactState):
         self.record_hash = record_hash
         self._settle()
 
-    def resume(self, records: Sequence[Record], hashes: Sequence[bytes]) -> None:
+    def resume(self, records: Sequence[Record], hashes: Sequence[bytes], start: Start | None = None) -> None:
         """Catch up with a journal from this replica's position, as `statefile.load_state` or a base left it.
 
         Args:
             records: the whole journal's.
             hashes: the record hash at every position, len(records) + 1.
+            start: where the journal is an excerpt.
         """
         self._integers.totals, self.drift = {}, Drift()
-        for record in records[: self.position]:
+        if start is not None:
+            self._begin(start)
+        for record in records[0 if start is None else start.position : self.position]:
             add_entries(self.totals, record.entries)
             self._follow(record)
         self.catch_up(records[self.position :], hashes[self.position + 1 :])
+
+    def _begin(self, start: Start) -> None:
+        """Have the totals of an excerpt's start; where the integers are the base's, go there."""
+        if self.position >= start.position:
+            add_entries(self.totals, start.entries)
+        else:
+            self._integers.add(start.entries)
+            self.position, self.record_hash = start.position, start.record_hash
 
     def catch_up(self, records: Sequence[Record], hashes: Sequence[bytes]) -> None:
         """`replay`, with what is stated of the state checked where it is stated last.

@@ -56,5 +56,12 @@ class SeedTotals:
 
     def nonzero(self) -> Iterator[tuple[int, int]]:
         """Seeds and their A, where that is not 0."""
-        for key, total in self._database.execute("SELECT seed, total FROM seeds WHERE total"):
-            yield key + _SIGN, total
+        return self._seeds_with("total")
+
+    def nonzero_anchors(self) -> Iterator[tuple[int, int]]:
+        """Seeds and their Aₚ, where that is not 0."""
+        return self._seeds_with(f"CASE WHEN anchored = {self._anchored} THEN anchor ELSE total END")
+
+    def _seeds_with(self, value: str) -> Iterator[tuple[int, int]]:
+        rows = self._database.execute(f"SELECT seed, {value} AS value FROM seeds WHERE value")
+        return ((key + _SIGN, value) for key, value in rows)

@@ -33,6 +33,7 @@ from fedzo.wire.handshake import Join, check_join
 from fedzo.wire.rounds import Outcome, decode_report
 
 from .audience import Audience
+from .beginning import Beginnings
 from .feed import Feed
 from .gathering import Gathering
 from .mail import Joined, Left, Mail, Mailbox, Quiet, Reported, Stop
@@ -80,6 +81,7 @@ class Host:
         self._journal = journal
         self._coordinator = Coordinator(journal.contents)
         self.history = self._coordinator.history
+        self.beginnings = Beginnings(journal, self.history)
         self.audience = Audience(self.history, say)
         self._watch = watch
         self._say = say

@@ -40,9 +40,9 @@ class Service(RoundsServicer):
     async def FetchGenesis(  # noqa: N802
         self, request: pb.GenesisRequest, context: grpc.aio.ServicerContext
     ) -> pb.GenesisReply:
-        """The journal's first frame."""
+        """The journal's first frame, and what may stand in place of the next."""
         await self._caller(context)
-        return pb.GenesisReply(payload=self._host.feed.genesis_payload, record_hash=self._host.contents.hashes[0])
+        return self._host.beginnings.reply(request)
 
     async def Session(  # noqa: N802
         self, requests: AsyncIterator[pb.ClientMessage], context: grpc.aio.ServicerContext

@@ -132,6 +132,7 @@ def test_totals_in_the_database_are_those_of_a_dictionary(steps):
         asked = [*totals, 5, 2**64 - 1]
         assert found.of(asked).tolist() == [[totals.get(s, 0) for s in asked], [anchors.get(s, 0) for s in asked]]
     assert dict(found.nonzero()) == {seed: total for seed, total in totals.items() if total}
+    assert dict(found.nonzero_anchors()) == {seed: total for seed, total in anchors.items() if total}
 
 
 def test_memory_does_not_grow_with_seeds_and_each_is_found():

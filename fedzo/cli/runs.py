@@ -46,7 +46,13 @@ def show(run: RunPath, as_json: Annotated[bool, typer.Option("--json", help="Eve
         f"base {genesis['base_digest'][:16]}…  {len(genesis['manifest'])} tensors  {genesis['distribution']}  "
         f"method {genesis['rules']['method']}  genesis {genesis['record_hash'][:16]}…"
     )
-    for position, (record, shown) in enumerate(zip(contents.records, view["records"], strict=True), start=1):
+    first = contents.first
+    if contents.start is not None:
+        typer.echo(
+            f"{first:>6}  the totals of {counted(len(contents.start.entries), 'seed')} in place of the records up to "
+            f"here: an excerpt, as a client that came late has it  hash {contents.start.record_hash.hex()[:16]}…"
+        )
+    for position, (record, shown) in enumerate(zip(contents.records[first:], view["records"], strict=True), first + 1):
         facts = describe(position, record)
         kind = facts.pop("kind")
         said = [_fact(name, value) for name, value in facts.items() if name not in ("position", "round")]

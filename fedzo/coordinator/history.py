@@ -11,7 +11,7 @@ from fedzo.coordinator.answered import Answered
 from fedzo.coordinator.bases import Bases
 from fedzo.coordinator.calibration import Measured, calibration_due, measured
 from fedzo.coordinator.divergence import TRAINING_WINDOW, Divergence, LossWatch
-from fedzo.errors import ReplicaError
+from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.journal.file import JournalContents
 from fedzo.journal.records import (
     Calibration,
@@ -23,6 +23,7 @@ from fedzo.journal.records import (
     Evaluation,
     Record,
     Rollback,
+    Start,
     Void,
 )
 from fedzo.methods import get_method
@@ -30,7 +31,9 @@ from fedzo.range_guard import RangeGuard, add_entries
 
 
 class History:
-    """The state of a run at a position of its journal, position 0 at first.
+    """The state of a run at a position of its journal, at first where the journal's records begin.
+
+    Of an excerpt it knows what a client needs, and not what plans rounds.
 
     Args:
         contents: the journal, as far as that position at least; it may grow.
@@ -69,11 +72,21 @@ class History:
         self.divergence: Divergence | None = None
         """Set by a record that shows one; cleared by the roll-back."""
         self.range_guard = RangeGuard(genesis.manifest, genesis.distribution, genesis.scope)
+        self.anchor = 0
+        """Position whose maxima a standing record stated last; the range guard's anchors are the totals there."""
         self._training = LossWatch("training", TRAINING_WINDOW, factor)
         self._held_out = LossWatch("held-out", 1, factor)
         self._evaluated: set[int] = set()
         self._memory: Any = None
         self._remembered = 0
+        if contents.start is not None:
+            self._begin(contents.start)
+
+    def _begin(self, start: Start) -> None:
+        self.position, self.record_hash = start.position, start.record_hash
+        self.clients = {start.client: start.index} if start.client else {}
+        self.highest_rate = max(self.learning_rate, start.highest_rate)
+        self.range_guard.begin(start.entries)
 
     def catch_up(self) -> None:
         """Apply what the journal has beyond this position; raises as `apply`."""
@@ -87,7 +100,13 @@ class History:
     @property
     def commits(self) -> Iterator[Record]:
         """Those that no roll-back undid."""
-        return (record for record in self._standing(self.position) if isinstance(record.body, Commit))
+        records = (self._contents.records[k] for k in self._standing(self.position))
+        return (record for record in records if isinstance(record.body, Commit))
+
+    @property
+    def anchor_is_behind(self) -> bool:
+        """Does every roll-back since the anchor lead to a position after it, so that it can be followed from there?"""
+        return all(to > self.anchor for number, to in self._rollbacks.items() if number > self.anchor)
 
     @property
     def calibrated(self) -> bool:
@@ -115,8 +134,8 @@ class History:
         method = get_method(self.genesis.rules.method)
         if not self._remembered:
             self._memory = method.memory(self.genesis)
-        for record in self._standing(self.position, since=self._remembered):
-            if isinstance(record.body, Commit):
+        for k in self._standing(self.position, since=self._remembered):
+            if isinstance((record := self._contents.records[k]).body, Commit):
                 self._memory = method.remember(self.genesis, self._memory, record)
         self._remembered = self.position
         return self._memory
@@ -127,15 +146,17 @@ class History:
         Raises:
             RangeGuardError: the record should not have been written.
             ReplicaError: a roll-back that does not return to the state it names.
+            ExcerptError: a roll-back to where an excerpt has no records.
         """
         if isinstance(record.body, Rollback):
             self._check_rollback(record.body)
             self._return_to(record.body.position)
         else:
-            self.range_guard.apply(record)
+            self._guard(self.position, record)
         before = self.position
         self.position += 1
         self.record_hash = record_hash
+        self.round = record.round
         self.answered.add(record)
         if self.genesis.rules.asynchronous:
             self.bases.add(record_hash, self.position, record.body)
@@ -143,11 +164,10 @@ class History:
             case Enrolment(first, names):
                 self.clients.update({name: first + k for k, name in enumerate(names)})
             case Commit() as commit:
-                self.round, self.loss = record.round, commit.loss
+                self.loss = commit.loss
                 self.tickets |= {report.client: report.ticket for report in commit.reports if report.ticket}
                 self.divergence = self._training.observe(self.loss, before)
             case Void(diverged=diverged):
-                self.round = record.round
                 if diverged:
                     self.divergence = self._training.observe(float("nan"), before)
             case Evaluation() as evaluation:
@@ -175,7 +195,19 @@ class History:
             self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
         return self._held_out.observe(evaluation.loss, position) if evaluation.clients else None
 
+    def _guard(self, position: int, record: Record) -> None:
+        """Have the range guard check a record of the state at a position."""
+        self.range_guard.apply(record)
+        if record.maxima is not None:
+            self.anchor = position
+
     def _check_rollback(self, body: Rollback) -> None:
+        first = self._contents.first
+        if self._contents.start is not None and body.position <= first:
+            raise ExcerptError(
+                f"record {self.position + 1} returns to position {body.position}, and this copy of the journal begins "
+                f"with the totals at position {first}; it has to be begun anew"
+            )
         if not body.position <= self.position or sorted(self.undoing(body.position)) != sorted(body.entries):
             raise ReplicaError(
                 f"record {self.position + 1} does not return to the state after record {body.position}; "
@@ -185,23 +217,26 @@ class History:
     def _return_to(self, position: int) -> None:
         """Make the range guard that of an earlier position, as a roll-back does the state, and forget the memory."""
         self.range_guard = RangeGuard(self.genesis.manifest, self.genesis.distribution, self.genesis.scope)
-        for record in self._standing(position):
-            self.range_guard.apply(record)
+        self.anchor = 0
+        if self._contents.start is not None:
+            self.range_guard.begin(self._contents.start.entries)
+        for k in self._standing(position):
+            self._guard(k, self._contents.records[k])
         self._remembered = 0
 
-    def _standing(self, position: int, since: int = 0) -> Iterator[Record]:
-        """The records that the state at a position is made of, without those that were undone and the roll-backs.
+    def _standing(self, position: int, since: int = 0) -> Iterator[int]:
+        """The positions before the records that a state is made of, without those that were undone and the roll-backs.
 
         Args:
             position: up to the present one.
             since: skip those up to this position, which no later roll-back may have undone.
         """
-        spans = []
+        spans, since = [], max(since, self._contents.first)
         while position > since:
             back = max((number for number in self._rollbacks if number <= position), default=0)
             spans.append(range(max(back, since), position))
             position = self._rollbacks.get(back, 0)
-        return (self._contents.records[k] for span in reversed(spans) for k in span)
+        return (k for span in reversed(spans) for k in span)
 
 
 def rollback_entries(undone: Iterable[Record]) -> tuple[Entry, ...]:

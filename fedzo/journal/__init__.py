@@ -14,6 +14,7 @@ from fedzo.journal.records import (
     Record,
     Rollback,
     Rules,
+    Start,
     Task,
     Void,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Record",
     "Rollback",
     "Rules",
+    "Start",
     "Task",
     "Void",
     "read_journal",

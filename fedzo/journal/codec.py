@@ -27,15 +27,18 @@ from fedzo.journal.records import (
     Record,
     Rollback,
     Rules,
+    Start,
     Task,
     Void,
 )
 from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
+from fedzo.noise.draws import pool_seeds
+from fedzo.noise.increments import COEFFICIENT_LIMIT
 from fedzo.scopes import Kind, Scope
 from fedzo.v1 import journal_pb2 as pb
 
-_Message = TypeVar("_Message", pb.Genesis, pb.Record)
+_Message = TypeVar("_Message", pb.Genesis, pb.Record, pb.Start)
 _SCALARS = (str, bytes, int, float)
 
 
@@ -161,6 +164,46 @@ def decode_record(payload: bytes) -> Record:
         body=_decode_body(message),
         state_digest=message.state_digest or None,
         maxima=tuple(message.maxima) or None,
+    )
+
+
+def encode_start(genesis: Genesis, start: Start) -> bytes:
+    """The payload of an excerpt's second frame; the seeds are left out, since they are the pool's, in its order."""
+    totals = dict(start.entries)
+    message = pb.Start(
+        position=start.position,
+        record_hash=start.record_hash,
+        totals=[totals.get(seed, 0) for seed in pool_seeds(genesis.run_seed, genesis.rules.pool_size)],
+        highest_rate=start.highest_rate,
+        client=start.client,
+        index=start.index,
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_start(genesis: Genesis, payload: bytes) -> Start:
+    """Raises JournalDamageError for a payload that is no start of an excerpt of this run."""
+    message = _parse(pb.Start(), payload)
+    pool, limit = pool_seeds(genesis.run_seed, genesis.rules.pool_size), COEFFICIENT_LIMIT[genesis.distribution]
+    for what, seen, expected in (
+        ("totals", len(message.totals), len(pool)),
+        ("bytes of a record hash", len(message.record_hash), 32),
+    ):
+        if seen != expected:
+            raise JournalDamageError(f"the start of an excerpt has {seen} {what}; expected {expected}")
+    if message.position == 0:
+        raise JournalDamageError("the start of an excerpt is at position 0, where a journal starts")
+    entries = tuple(Entry(seed, total) for seed, total in zip(pool, message.totals, strict=True) if total)
+    for seed, total in entries:
+        if abs(total) >= limit:
+            raise JournalDamageError(f"seed {seed} has total {total}; expected one within ±{limit} (units of 2^-40)")
+    return Start(
+        position=message.position,
+        record_hash=message.record_hash,
+        entries=entries,
+        highest_rate=message.highest_rate,
+        client=message.client,
+        index=message.index,
     )
 
 

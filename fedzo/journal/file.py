@@ -1,12 +1,15 @@
 """The journal file: append-only frames, each linked to the one before by its hash (docs/journal-format.md).
 
-    header   16 bytes, `fedzo-journal-1\\n`
+    header   16 bytes, `fedzo-journal-1\\n`; of an excerpt `fedzo-excerpt-1\\n`
     frame    u32 payload length · u32 CRC-32 of those four bytes · payload · 32-byte record hash
 
 The record hash is BLAKE3(previous hash ‖ payload); the first previous hash is BLAKE3(header). The first frame is
 the genesis. A frame that ends past the end of the file, or whose last sectors are still zeros, was torn by a crash
 before anyone was told of it: it is cut off and said. Anything else that does not verify
 is damage: an error, nothing skipped.
+
+An excerpt is a client's copy that began late: its second frame is a start, which stands in place of the records up to a
+position, and the next frame's previous hash is the one that the start states.
 """
 
 import struct
@@ -18,10 +21,12 @@ from pathlib import Path
 from blake3 import blake3
 
 from fedzo.errors import CheckpointError, JournalDamageError, JournalFormatError
-from fedzo.journal.codec import decode_genesis, decode_record
-from fedzo.journal.records import Genesis, Record
+from fedzo.journal.codec import decode_genesis, decode_record, decode_start
+from fedzo.journal.records import Genesis, Record, Start
+from fedzo.journal.sequences import LateHashes, LateRecords
 
 HEADER = b"fedzo-journal-1\n"
+EXCERPT_HEADER = b"fedzo-excerpt-1\n"
 HASH_BYTES = 32
 FIRST_PREVIOUS = blake3(HEADER).digest()
 """What the genesis hash is made over, as the hash before it."""
@@ -43,11 +48,30 @@ class JournalContents:
     """Length of the file up to the end of the last whole frame."""
     torn_bytes: int = 0
     """Bytes after it that a crash left."""
+    start: Start | None = None
+    """Of an excerpt: what it has in place of the first records, which then cannot be asked for."""
 
     @property
     def position(self) -> int:
         """Number of records."""
         return len(self.records)
+
+    @property
+    def first(self) -> int:
+        """Position from which the records are here."""
+        return 0 if self.start is None else self.start.position
+
+    def begun_late(self, start: Start, hashes: Sequence[bytes], records: Sequence[Record]) -> "JournalContents":
+        """These contents as an excerpt's.
+
+        Args:
+            start: its start.
+            hashes: at the start's position and every later one.
+            records: after that position.
+        """
+        first = start.position
+        late = LateHashes(self.hashes[0], first, hashes), LateRecords(first, records)
+        return JournalContents(self.genesis, *late, self.valid_bytes, self.torn_bytes, start)
 
 
 def record_hash(previous: bytes, payload: bytes) -> bytes:
@@ -61,6 +85,22 @@ def frame_bytes(previous: bytes, payload: bytes) -> bytes:
     return length + struct.pack("<I", zlib.crc32(length)) + payload + record_hash(previous, payload)
 
 
+def journal_bytes(genesis: bytes) -> bytes:
+    """A file with no records, from a genesis payload."""
+    return HEADER + frame_bytes(FIRST_PREVIOUS, genesis)
+
+
+def excerpt_bytes(genesis: bytes, start: bytes, previous: bytes, first: bytes) -> bytes:
+    """A file with one record.
+
+    Args:
+        genesis, start, first: payloads; `first` is the record's.
+        previous: the record hash that the start states.
+    """
+    frames = frame_bytes(FIRST_PREVIOUS, genesis), frame_bytes(record_hash(FIRST_PREVIOUS, genesis), start)
+    return EXCERPT_HEADER + b"".join(frames) + frame_bytes(previous, first)
+
+
 def read_journal(path: Path) -> JournalContents:
     """Read and verify a whole journal.
 
@@ -72,37 +112,58 @@ def read_journal(path: Path) -> JournalContents:
         data = path.read_bytes()
     except OSError as error:
         raise JournalFormatError(f"{path}: no journal can be read there: {error.strerror}") from error
-    contents, hashes, ends = zip(*decode_journal(path, data), strict=True)
-    genesis, *records = contents
-    return JournalContents(genesis, list(hashes), records, valid_bytes=ends[-1], torn_bytes=len(data) - ends[-1])
+    (genesis, *records), hashes, ends = zip(*decode_journal(path, data), strict=True)
+    contents = JournalContents(genesis, list(hashes), records, valid_bytes=ends[-1], torn_bytes=len(data) - ends[-1])
+    if records and isinstance(records[0], Start):
+        return contents.begun_late(records[0], hashes[1:], records[1:])
+    return contents
 
 
-def decode_journal(path: Path, data: bytes) -> Iterator[tuple[Genesis | Record, bytes, int]]:
-    """Every whole frame's content, record hash and end offset, the genesis first; raises as `read_journal`.
+def decode_journal(path: Path, data: bytes) -> Iterator[tuple[Genesis | Start | Record, bytes, int]]:
+    """Every whole frame's content, the record hash there, and end offset; raises as `read_journal`.
+
+    The genesis comes first, then the start of an excerpt, whose record hash is the one that it states.
 
     Args:
         path: for messages.
         data: the file's.
     """
-    _check_header(path, data)
-    offset = len(HEADER)
-    for number, (payload, digest, end) in enumerate(_frames(path, data)):
-        try:
-            content = decode_record(payload) if number else decode_genesis(payload)
-        except JournalFormatError as error:
-            raise JournalFormatError(f"{path}: {error}") from error
-        except (JournalDamageError, CheckpointError) as error:
-            raise JournalDamageError(_damage(path, number, offset, str(error))) from error
+    excerpt = _is_excerpt(path, data)
+    frames, offset, number = _frames(path, data), len(HEADER), 0
+    genesis: Genesis | None = None
+    while (frame := next(frames, None)) is not None:
+        payload, digest, end = frame
+        content = _decode(path, payload, number, offset, genesis, starts=excerpt and number == 1)
+        if isinstance(content, Genesis):
+            genesis = content
+        elif isinstance(content, Start):
+            excerpt, digest, number = False, content.record_hash, content.position
+            frames = _frames(path, data, digest, end, number + 1)
         yield content, digest, end
-        offset = end
-    if offset == len(HEADER):
-        raise JournalFormatError(f"{path}: holds no genesis; its creation was interrupted: delete it and start again")
+        offset, number = end, number + 1
+    if genesis is None or excerpt:
+        missing = "genesis" if genesis is None else "start"
+        raise JournalFormatError(f"{path}: holds no {missing}; its creation was interrupted: delete it and start again")
 
 
-def _check_header(path: Path, data: bytes) -> None:
+def _decode(
+    path: Path, payload: bytes, number: int, offset: int, genesis: Genesis | None, *, starts: bool
+) -> Genesis | Start | Record:
+    try:
+        if genesis is None:
+            return decode_genesis(payload)
+        return decode_start(genesis, payload) if starts else decode_record(payload)
+    except JournalFormatError as error:
+        raise JournalFormatError(f"{path}: {error}") from error
+    except (JournalDamageError, CheckpointError) as error:
+        raise JournalDamageError(_damage(path, number, offset, str(error))) from error
+
+
+def _is_excerpt(path: Path, data: bytes) -> bool:
+    """Raises JournalFormatError where the header is that of neither journal nor excerpt."""
     seen = data[: len(HEADER)]
-    if seen == HEADER:
-        return
+    if seen in (HEADER, EXCERPT_HEADER):
+        return seen == EXCERPT_HEADER
     if seen.startswith(HEADER[:14]) and seen.endswith(b"\n"):
         raise JournalFormatError(
             f"{path}: journal format version {seen[14:-1].decode(errors='replace')!r}; this fedzo reads version '1'"
@@ -112,9 +173,18 @@ def _check_header(path: Path, data: bytes) -> None:
     )
 
 
-def _frames(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    """Whole frames as (payload, record hash, end offset), up to a torn tail."""
-    previous, offset, number = FIRST_PREVIOUS, len(HEADER), 0
+def _frames(
+    path: Path, data: bytes, previous: bytes = FIRST_PREVIOUS, offset: int = len(HEADER), number: int = 0
+) -> Iterator[tuple[bytes, bytes, int]]:
+    """Whole frames as (payload, record hash, end offset), up to a torn tail.
+
+    Args:
+        path: for messages.
+        data: the file's.
+        previous: record hash before the first of them.
+        offset: where it begins.
+        number: position that it leads to.
+    """
     while len(data) - offset >= _PREFIX.size:
         length, checksum = _PREFIX.unpack_from(data, offset)
         if zlib.crc32(data[offset : offset + 4]) != checksum:

@@ -224,6 +224,23 @@ class End:
     """The planned rounds are over."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What an excerpt has in place of the records up to a position: all that a client needs of them."""
+
+    position: int
+    record_hash: bytes
+    """At that position."""
+    entries: tuple[Entry, ...]
+    """The totals there that are not zero, of seeds of the run's pool."""
+    highest_rate: float
+    """Learning rate that a plan of the run had so far, at most."""
+    client: str = ""
+    """Name of the excerpt's owner; empty where it was not enrolled."""
+    index: int = 0
+    """Its index."""
+
+
 Body = Enrolment | Commit | Void | Evaluation | Calibration | Rollback | End
 
 

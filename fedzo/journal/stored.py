@@ -5,45 +5,20 @@ a journal of any length.
 """
 
 import os
-from abc import abstractmethod
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, TypeVar, overload
 
 from fedzo.errors import JournalDamageError, JournalError
 from fedzo.journal.codec import decode_record
 from fedzo.journal.file import FIRST_PREVIOUS, HASH_BYTES, HEADER, PREFIX_BYTES, record_hash
 from fedzo.journal.records import Record
+from fedzo.journal.sequences import Made
 
 RECENT = 8
 """Records that are kept as they are, which is more than a round looks back."""
-Item = TypeVar("Item")
 
 
-class _Made(Sequence[Item], Generic[Item]):
-    """A sequence whose items are made when they are asked for; a slice of it is a list."""
-
-    @abstractmethod
-    def _item(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        chosen = range(len(self))[index]
-        return self._item(chosen) if isinstance(chosen, int) else [self._item(k) for k in chosen]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class StoredHashes(_Made[bytes]):
+class StoredHashes(Made[bytes]):
     """The record hash at every position, packed."""
 
     def __init__(self) -> None:
@@ -60,7 +35,7 @@ class StoredHashes(_Made[bytes]):
         return bytes(self._packed[HASH_BYTES * index : HASH_BYTES * (index + 1)])
 
 
-class StoredRecords(_Made[Record]):
+class StoredRecords(Made[Record]):
     """The records of a journal's file.
 
     Args:
@@ -85,6 +60,10 @@ class StoredRecords(_Made[Record]):
         """The next record, whose frame ends at an offset of the file."""
         self._recent[len(self) % RECENT] = (len(self), record)
         self._ends.append(end)
+
+    def end(self, position: int) -> int:
+        """Offset at which the frame ends that led to a position."""
+        return self._ends[position + 1]
 
     def payload(self, position: int) -> bytes:
         """The payload that led to a position, as written; the genesis at 0.

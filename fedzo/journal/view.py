@@ -5,30 +5,36 @@ from dataclasses import asdict
 from typing import Any
 
 from fedzo.journal.file import JournalContents
-from fedzo.journal.records import Genesis, Record, Rollback
+from fedzo.journal.records import Genesis, Record, Rollback, Start
 
 
 def journal_view(contents: JournalContents) -> dict[str, Any]:
     """Genesis and records; seeds and coefficients as decimal strings, digests in hexadecimal."""
-    digests = state_digests(contents.records)
+    records = contents.records[contents.first :]
+    digests = state_digests(records, contents.first)
     return {
         "genesis": _genesis(contents.genesis) | {"record_hash": contents.hashes[0].hex()},
+        **({} if contents.start is None else {"start": _start(contents.start)}),
         "records": [
             _record(position, record, contents.hashes[position], digests.get(position))
-            for position, record in enumerate(contents.records, start=1)
+            for position, record in enumerate(records, start=contents.first + 1)
         ],
         "torn_bytes": contents.torn_bytes,
     }
 
 
-def state_digests(records: Sequence[Record]) -> dict[int, bytes]:
+def state_digests(records: Sequence[Record], first: int = 0) -> dict[int, bytes]:
     """The state digest at every position where it is known.
 
     A record states the digest of the state before it; a record without entries leaves the state as it was, and a
     roll-back returns to that of an earlier position.
+
+    Args:
+        records: from a position on.
+        first: that position.
     """
-    known = {p: record.state_digest for p, record in enumerate(records) if record.state_digest is not None}
-    for position, record in enumerate(records, start=1):
+    known = {p: record.state_digest for p, record in enumerate(records, first) if record.state_digest is not None}
+    for position, record in enumerate(records, start=first + 1):
         if position in known:
             continue
         source = record.body.position if isinstance(record.body, Rollback) else position - 1
@@ -51,6 +57,14 @@ def _genesis(genesis: Genesis) -> dict[str, Any]:
         **({"scope_settings": settings} if (settings := genesis.scope.settings) else {}),
         "task": asdict(genesis.task) | {"tokenizer_digest": genesis.task.tokenizer_digest.hex()},
         "rules": asdict(genesis.rules) | {"epsilon": str(genesis.rules.epsilon)},
+    }
+
+
+def _start(start: Start) -> dict[str, Any]:
+    return {
+        "position": start.position,
+        "totals": [{"seed": str(e.seed), "coefficient": str(e.coefficient)} for e in start.entries],
+        "record_hash": start.record_hash.hex(),
     }
 
 

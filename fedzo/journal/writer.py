@@ -19,8 +19,8 @@ from fedzo.errors import (
     JournalWriteError,
 )
 from fedzo.journal.codec import decode_record, encode_genesis, encode_record
-from fedzo.journal.file import FIRST_PREVIOUS, HASH_BYTES, HEADER, JournalContents, decode_journal, frame_bytes
-from fedzo.journal.records import Genesis, Record
+from fedzo.journal.file import HASH_BYTES, JournalContents, decode_journal, frame_bytes, journal_bytes
+from fedzo.journal.records import Genesis, Record, Start
 from fedzo.journal.stored import StoredHashes, StoredRecords
 
 
@@ -33,7 +33,7 @@ class Journal:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor = descriptor
-        self._hashes = StoredHashes()
+        self._hashes: StoredHashes
         self._records: StoredRecords
         self.contents = self._read()
         self._broken = False
@@ -51,11 +51,16 @@ class Journal:
     @classmethod
     def create_copy(cls, path: Path, payload: bytes) -> Self:
         """`create`, from another journal's first payload as it was written."""
+        return cls.create_whole(path, journal_bytes(payload))
+
+    @classmethod
+    def create_whole(cls, path: Path, content: bytes) -> Self:
+        """`create`, from a whole file's bytes."""
         partial, linked = path.with_name(path.name + ".partial"), False
         try:
             partial.unlink(missing_ok=True)  # a crash may have left it as a second name of a journal
             with partial.open("xb") as file:
-                file.write(HEADER + frame_bytes(FIRST_PREVIOUS, payload))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(partial, path)  # unlike a rename it never replaces what is there
@@ -69,11 +74,15 @@ class Journal:
             raise JournalWriteError(f"{path}: cannot be created: {error.strerror}; nothing was left there") from error
         finally:
             partial.unlink(missing_ok=True)
-        return cls.open(path)
+        return cls.open(path, excerpts=True)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, excerpts: bool = False) -> Self:
         """Lock, read and verify; cut a torn tail off (`contents.torn_bytes` says how much was).
+
+        Args:
+            path: of the file.
+            excerpts: it may be an excerpt, which nothing but a client can go on from.
 
         Raises:
             JournalLockedError: another process has it open.
@@ -86,6 +95,11 @@ class Journal:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             journal = cls(path, descriptor)
+            if journal.contents.start is not None and not excerpts:
+                raise JournalFormatError(
+                    f"{path}: a client's excerpt, which begins with the totals at position {journal.contents.first}; "
+                    "expected a whole journal, as the run's server has it"
+                )
             if journal.contents.torn_bytes:
                 os.ftruncate(descriptor, journal.contents.valid_bytes)
                 os.fsync(descriptor)
@@ -104,13 +118,23 @@ class Journal:
         frames = decode_journal(self.path, data)
         genesis, digest, end = next(frames)
         assert isinstance(genesis, Genesis)
+        self._begin(digest, end)
+        contents, start = JournalContents(genesis, self._hashes, self._records), None
+        for content, digest, end in frames:
+            if isinstance(content, Start):
+                start = content
+                self._begin(digest, end)
+            elif isinstance(content, Record):
+                self._records.append(content, end)
+                self._hashes.append(digest)
+        contents.valid_bytes, contents.torn_bytes = end, len(data) - end
+        return contents if start is None else contents.begun_late(start, self._hashes, self._records)
+
+    def _begin(self, digest: bytes, end: int) -> None:
+        """Records follow from a hash, behind the frame that ends there."""
+        self._hashes = StoredHashes()
         self._hashes.append(digest)
         self._records = StoredRecords(self.path, self._descriptor, self._hashes, end)
-        for record, digest, end in frames:
-            assert isinstance(record, Record)
-            self._records.append(record, end)
-            self._hashes.append(digest)
-        return JournalContents(genesis, self._hashes, self._records, valid_bytes=end, torn_bytes=len(data) - end)
 
     @property
     def position(self) -> int:
@@ -125,6 +149,10 @@ class Journal:
     def payload(self, position: int) -> bytes:
         """The payload that led to a position, as written; the genesis at 0. Raises as `StoredRecords.payload`."""
         return self._records.payload(position)
+
+    def bytes_of(self, position: int) -> int:
+        """Size of the records up to a position, as the file has them."""
+        return self._records.end(position) - self._records.end(0)
 
     def append(self, record: Record) -> bytes:
         """Append one record durably and return its hash.

@@ -264,6 +264,22 @@ class Rollback(_message.Message):
     reason: str
     def __init__(self, position: _Optional[int] = ..., entries: _Optional[_Union[Entries, _Mapping]] = ..., learning_rate_scale: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Start(_message.Message):
+    __slots__ = ("position", "record_hash", "totals", "highest_rate", "client", "index")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_RATE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    record_hash: bytes
+    totals: _containers.RepeatedScalarFieldContainer[int]
+    highest_rate: float
+    client: str
+    index: int
+    def __init__(self, position: _Optional[int] = ..., record_hash: _Optional[bytes] = ..., totals: _Optional[_Iterable[int]] = ..., highest_rate: _Optional[float] = ..., client: _Optional[str] = ..., index: _Optional[int] = ...) -> None: ...
+
 class End(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

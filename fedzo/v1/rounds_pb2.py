@@ -24,49 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64zo/v1/rounds.proto\x12\x08\x66\x65\x64zo.v1\"\x10\n\x0eGenesisRequest\"4\n\x0cGenesisReply\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0brecord_hash\x18\x02 \x01(\x0c\"^\n\rClientMessage\x12\x1e\n\x04join\x18\x01 \x01(\x0b\x32\x0e.fedzo.v1.JoinH\x00\x12\"\n\x06report\x18\x02 \x01(\x0b\x32\x10.fedzo.v1.ReportH\x00\x42\t\n\x07\x63ontent\"\xdb\x01\n\x04Join\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x18\n\x10numerics_version\x18\x02 \x01(\r\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cgenesis_hash\x18\x04 \x01(\x0c\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x07 \x01(\x0c\x12\x0c\n\x04task\x18\x08 \x01(\t\x12\x10\n\x08position\x18\t \x01(\x04\x12\x13\n\x0brecord_hash\x18\n \x01(\x0c\"\xe5\x01\n\x06Report\x12\"\n\x07purpose\x18\x01 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0brecord_hash\x18\x03 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x04 \x01(\x04\x12\x0c\n\x04loss\x18\x05 \x01(\x01\x12\x1b\n\x13projected_gradients\x18\x06 \x03(\x02\x12\x14\n\x0cstate_digest\x18\x07 \x01(\x0c\x12\x0e\n\x06maxima\x18\x08 \x03(\r\x12\x10\n\x08\x64iverged\x18\t \x01(\x08\x12\x13\n\x06metric\x18\n \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_metric\"\x93\x01\n\rServerMessage\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.fedzo.v1.Welcome\x12!\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x10.fedzo.v1.Answer\x12\x1d\n\x05steps\x18\x03 \x03(\x0b\x32\x0e.fedzo.v1.Step\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.fedzo.v1.Plan\"\x1b\n\x07Welcome\x12\x10\n\x08position\x18\x01 \x01(\x04\"\xda\x01\n\x06\x41nswer\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.fedzo.v1.Answer.Outcome\x12\"\n\x07purpose\x18\x02 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"b\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\x12\x13\n\x0fOUTCOME_REBUILD\x10\x03\"\x86\x01\n\x04Plan\x12\"\n\x07purpose\x18\x01 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x15\n\rlearning_rate\x18\x04 \x01(\x01\x12\x0e\n\x06\x61ttest\x18\x05 \x01(\x08\x12\x12\n\ndeadline_s\x18\x06 \x01(\x02\"(\n\x07Records\x12\x1d\n\x05steps\x18\x01 \x03(\x0b\x32\x0e.fedzo.v1.Step\"d\n\x04Step\x12\x13\n\x0brecord_hash\x18\x01 \x01(\x0c\x12\x11\n\x07payload\x18\x02 \x01(\x0cH\x00\x12)\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x17.fedzo.v1.CommitReportsH\x00\x42\t\n\x07\x63ontent\"\xa9\x01\n\rCommitReports\x12\r\n\x05round\x18\x01 \x01(\r\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x0f\n\x07\x63lients\x18\x03 \x03(\r\x12\x10\n\x08\x65xamples\x18\x04 \x03(\r\x12\x0e\n\x06losses\x18\x05 \x03(\x01\x12\x1b\n\x13projected_gradients\x18\x06 \x03(\x02\x12\x0f\n\x07tickets\x18\x07 \x03(\r\x12\x11\n\tstaleness\x18\x08 \x03(\r\"6\n\rFollowRequest\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x13\n\x0brecord_hash\x18\x02 \x01(\x0c\"\x0f\n\rStatusRequest\"\xa9\x02\n\x0bStatusReply\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x13\n\x0brecord_hash\x18\x02 \x01(\x0c\x12\x14\n\x0cgenesis_hash\x18\x03 \x01(\x0c\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\x0e\n\x06halted\x18\x07 \x01(\t\x12\"\n\x07purpose\x18\x08 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05\x61sked\x18\t \x01(\r\x12\x10\n\x08\x61nswered\x18\n \x01(\r\x12\x12\n\ndeadline_s\x18\x0b \x01(\x01\x12\x0c\n\x04loss\x18\x0c \x01(\x01\x12\x0f\n\x07\x61waited\x18\r \x01(\r\x12\'\n\x07\x63lients\x18\x0e \x03(\x0b\x32\x16.fedzo.v1.ClientStatus\"A\n\x0c\x43lientStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x04*v\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_TRAIN\x10\x01\x12\x14\n\x10PURPOSE_EVALUATE\x10\x02\x12\x12\n\x0ePURPOSE_ATTEST\x10\x03\x12\x15\n\x11PURPOSE_CALIBRATE\x10\x04\x32\xfd\x01\n\x06Rounds\x12@\n\x0c\x46\x65tchGenesis\x12\x18.fedzo.v1.GenesisRequest\x1a\x16.fedzo.v1.GenesisReply\x12?\n\x07Session\x12\x17.fedzo.v1.ClientMessage\x1a\x17.fedzo.v1.ServerMessage(\x01\x30\x01\x12\x36\n\x06\x46ollow\x12\x17.fedzo.v1.FollowRequest\x1a\x11.fedzo.v1.Records0\x01\x12\x38\n\x06Status\x12\x17.fedzo.v1.StatusRequest\x1a\x15.fedzo.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x66\x65\x64zo/v1/rounds.proto\x12\x08\x66\x65\x64zo.v1\"U\n\x0eGenesisRequest\x12\x0e\n\x06totals\x18\x01 \x01(\x08\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x13\n\x0brecord_hash\x18\x04 \x01(\x0c\"b\n\x0cGenesisReply\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x13\n\x0brecord_hash\x18\x02 \x01(\x0c\x12\r\n\x05start\x18\x03 \x01(\x0c\x12\x1d\n\x05\x66irst\x18\x04 \x01(\x0b\x32\x0e.fedzo.v1.Step\"^\n\rClientMessage\x12\x1e\n\x04join\x18\x01 \x01(\x0b\x32\x0e.fedzo.v1.JoinH\x00\x12\"\n\x06report\x18\x02 \x01(\x0b\x32\x10.fedzo.v1.ReportH\x00\x42\t\n\x07\x63ontent\"\xdb\x01\n\x04Join\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x18\n\x10numerics_version\x18\x02 \x01(\r\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cgenesis_hash\x18\x04 \x01(\x0c\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x07 \x01(\x0c\x12\x0c\n\x04task\x18\x08 \x01(\t\x12\x10\n\x08position\x18\t \x01(\x04\x12\x13\n\x0brecord_hash\x18\n \x01(\x0c\"\xe5\x01\n\x06Report\x12\"\n\x07purpose\x18\x01 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0brecord_hash\x18\x03 \x01(\x0c\x12\x10\n\x08\x65xamples\x18\x04 \x01(\x04\x12\x0c\n\x04loss\x18\x05 \x01(\x01\x12\x1b\n\x13projected_gradients\x18\x06 \x03(\x02\x12\x14\n\x0cstate_digest\x18\x07 \x01(\x0c\x12\x0e\n\x06maxima\x18\x08 \x03(\r\x12\x10\n\x08\x64iverged\x18\t \x01(\x08\x12\x13\n\x06metric\x18\n \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_metric\"\x93\x01\n\rServerMessage\x12\"\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.fedzo.v1.Welcome\x12!\n\x07\x61nswers\x18\x02 \x03(\x0b\x32\x10.fedzo.v1.Answer\x12\x1d\n\x05steps\x18\x03 \x03(\x0b\x32\x0e.fedzo.v1.Step\x12\x1c\n\x04plan\x18\x04 \x01(\x0b\x32\x0e.fedzo.v1.Plan\"\x1b\n\x07Welcome\x12\x10\n\x08position\x18\x01 \x01(\x04\"\xda\x01\n\x06\x41nswer\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.fedzo.v1.Answer.Outcome\x12\"\n\x07purpose\x18\x02 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06reason\x18\x04 \x01(\t\"b\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x13\n\x0fOUTCOME_REFUSED\x10\x02\x12\x13\n\x0fOUTCOME_REBUILD\x10\x03\"\x86\x01\n\x04Plan\x12\"\n\x07purpose\x18\x01 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05round\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x15\n\rlearning_rate\x18\x04 \x01(\x01\x12\x0e\n\x06\x61ttest\x18\x05 \x01(\x08\x12\x12\n\ndeadline_s\x18\x06 \x01(\x02\"(\n\x07Records\x12\x1d\n\x05steps\x18\x01 \x03(\x0b\x32\x0e.fedzo.v1.Step\"d\n\x04Step\x12\x13\n\x0brecord_hash\x18\x01 \x01(\x0c\x12\x11\n\x07payload\x18\x02 \x01(\x0cH\x00\x12)\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x17.fedzo.v1.CommitReportsH\x00\x42\t\n\x07\x63ontent\"\xa9\x01\n\rCommitReports\x12\r\n\x05round\x18\x01 \x01(\r\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x0f\n\x07\x63lients\x18\x03 \x03(\r\x12\x10\n\x08\x65xamples\x18\x04 \x03(\r\x12\x0e\n\x06losses\x18\x05 \x03(\x01\x12\x1b\n\x13projected_gradients\x18\x06 \x03(\x02\x12\x0f\n\x07tickets\x18\x07 \x03(\r\x12\x11\n\tstaleness\x18\x08 \x03(\r\"6\n\rFollowRequest\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x13\n\x0brecord_hash\x18\x02 \x01(\x0c\"\x0f\n\rStatusRequest\"\xa9\x02\n\x0bStatusReply\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x13\n\x0brecord_hash\x18\x02 \x01(\x0c\x12\x14\n\x0cgenesis_hash\x18\x03 \x01(\x0c\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\x0e\n\x06halted\x18\x07 \x01(\t\x12\"\n\x07purpose\x18\x08 \x01(\x0e\x32\x11.fedzo.v1.Purpose\x12\r\n\x05\x61sked\x18\t \x01(\r\x12\x10\n\x08\x61nswered\x18\n \x01(\r\x12\x12\n\ndeadline_s\x18\x0b \x01(\x01\x12\x0c\n\x04loss\x18\x0c \x01(\x01\x12\x0f\n\x07\x61waited\x18\r \x01(\r\x12\'\n\x07\x63lients\x18\x0e \x03(\x0b\x32\x16.fedzo.v1.ClientStatus\"A\n\x0c\x43lientStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x10\n\x08position\x18\x03 \x01(\x04*v\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x11\n\rPURPOSE_TRAIN\x10\x01\x12\x14\n\x10PURPOSE_EVALUATE\x10\x02\x12\x12\n\x0ePURPOSE_ATTEST\x10\x03\x12\x15\n\x11PURPOSE_CALIBRATE\x10\x04\x32\xfd\x01\n\x06Rounds\x12@\n\x0c\x46\x65tchGenesis\x12\x18.fedzo.v1.GenesisRequest\x1a\x16.fedzo.v1.GenesisReply\x12?\n\x07Session\x12\x17.fedzo.v1.ClientMessage\x1a\x17.fedzo.v1.ServerMessage(\x01\x30\x01\x12\x36\n\x06\x46ollow\x12\x17.fedzo.v1.FollowRequest\x1a\x11.fedzo.v1.Records0\x01\x12\x38\n\x06Status\x12\x17.fedzo.v1.StatusRequest\x1a\x15.fedzo.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedzo.v1.rounds_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURPOSE']._serialized_start=1950
-  _globals['_PURPOSE']._serialized_end=2068
+  _globals['_PURPOSE']._serialized_start=2065
+  _globals['_PURPOSE']._serialized_end=2183
   _globals['_GENESISREQUEST']._serialized_start=35
-  _globals['_GENESISREQUEST']._serialized_end=51
-  _globals['_GENESISREPLY']._serialized_start=53
-  _globals['_GENESISREPLY']._serialized_end=105
-  _globals['_CLIENTMESSAGE']._serialized_start=107
-  _globals['_CLIENTMESSAGE']._serialized_end=201
-  _globals['_JOIN']._serialized_start=204
-  _globals['_JOIN']._serialized_end=423
-  _globals['_REPORT']._serialized_start=426
-  _globals['_REPORT']._serialized_end=655
-  _globals['_SERVERMESSAGE']._serialized_start=658
-  _globals['_SERVERMESSAGE']._serialized_end=805
-  _globals['_WELCOME']._serialized_start=807
-  _globals['_WELCOME']._serialized_end=834
-  _globals['_ANSWER']._serialized_start=837
-  _globals['_ANSWER']._serialized_end=1055
-  _globals['_ANSWER_OUTCOME']._serialized_start=957
-  _globals['_ANSWER_OUTCOME']._serialized_end=1055
-  _globals['_PLAN']._serialized_start=1058
-  _globals['_PLAN']._serialized_end=1192
-  _globals['_RECORDS']._serialized_start=1194
-  _globals['_RECORDS']._serialized_end=1234
-  _globals['_STEP']._serialized_start=1236
-  _globals['_STEP']._serialized_end=1336
-  _globals['_COMMITREPORTS']._serialized_start=1339
-  _globals['_COMMITREPORTS']._serialized_end=1508
-  _globals['_FOLLOWREQUEST']._serialized_start=1510
-  _globals['_FOLLOWREQUEST']._serialized_end=1564
-  _globals['_STATUSREQUEST']._serialized_start=1566
-  _globals['_STATUSREQUEST']._serialized_end=1581
-  _globals['_STATUSREPLY']._serialized_start=1584
-  _globals['_STATUSREPLY']._serialized_end=1881
-  _globals['_CLIENTSTATUS']._serialized_start=1883
-  _globals['_CLIENTSTATUS']._serialized_end=1948
-  _globals['_ROUNDS']._serialized_start=2071
-  _globals['_ROUNDS']._serialized_end=2324
+  _globals['_GENESISREQUEST']._serialized_end=120
+  _globals['_GENESISREPLY']._serialized_start=122
+  _globals['_GENESISREPLY']._serialized_end=220
+  _globals['_CLIENTMESSAGE']._serialized_start=222
+  _globals['_CLIENTMESSAGE']._serialized_end=316
+  _globals['_JOIN']._serialized_start=319
+  _globals['_JOIN']._serialized_end=538
+  _globals['_REPORT']._serialized_start=541
+  _globals['_REPORT']._serialized_end=770
+  _globals['_SERVERMESSAGE']._serialized_start=773
+  _globals['_SERVERMESSAGE']._serialized_end=920
+  _globals['_WELCOME']._serialized_start=922
+  _globals['_WELCOME']._serialized_end=949
+  _globals['_ANSWER']._serialized_start=952
+  _globals['_ANSWER']._serialized_end=1170
+  _globals['_ANSWER_OUTCOME']._serialized_start=1072
+  _globals['_ANSWER_OUTCOME']._serialized_end=1170
+  _globals['_PLAN']._serialized_start=1173
+  _globals['_PLAN']._serialized_end=1307
+  _globals['_RECORDS']._serialized_start=1309
+  _globals['_RECORDS']._serialized_end=1349
+  _globals['_STEP']._serialized_start=1351
+  _globals['_STEP']._serialized_end=1451
+  _globals['_COMMITREPORTS']._serialized_start=1454
+  _globals['_COMMITREPORTS']._serialized_end=1623
+  _globals['_FOLLOWREQUEST']._serialized_start=1625
+  _globals['_FOLLOWREQUEST']._serialized_end=1679
+  _globals['_STATUSREQUEST']._serialized_start=1681
+  _globals['_STATUSREQUEST']._serialized_end=1696
+  _globals['_STATUSREPLY']._serialized_start=1699
+  _globals['_STATUSREPLY']._serialized_end=1996
+  _globals['_CLIENTSTATUS']._serialized_start=1998
+  _globals['_CLIENTSTATUS']._serialized_end=2063
+  _globals['_ROUNDS']._serialized_start=2186
+  _globals['_ROUNDS']._serialized_end=2439
 # @@protoc_insertion_point(module_scope)

@@ -21,16 +21,28 @@ PURPOSE_ATTEST: Purpose
 PURPOSE_CALIBRATE: Purpose
 
 class GenesisRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("totals", "name", "position", "record_hash")
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
+    totals: bool
+    name: str
+    position: int
+    record_hash: bytes
+    def __init__(self, totals: _Optional[bool] = ..., name: _Optional[str] = ..., position: _Optional[int] = ..., record_hash: _Optional[bytes] = ...) -> None: ...
 
 class GenesisReply(_message.Message):
-    __slots__ = ("payload", "record_hash")
+    __slots__ = ("payload", "record_hash", "start", "first")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     RECORD_HASH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     record_hash: bytes
-    def __init__(self, payload: _Optional[bytes] = ..., record_hash: _Optional[bytes] = ...) -> None: ...
+    start: bytes
+    first: Step
+    def __init__(self, payload: _Optional[bytes] = ..., record_hash: _Optional[bytes] = ..., start: _Optional[bytes] = ..., first: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
 
 class ClientMessage(_message.Message):
     __slots__ = ("join", "report")

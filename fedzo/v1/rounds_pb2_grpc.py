@@ -60,7 +60,8 @@ class RoundsServicer:
     """Missing associated documentation comment in .proto file."""
 
     def FetchGenesis(self, request, context):
-        """What a client must hold the base for; asked once, before a client has a journal of its own.
+        """What a client must hold the base for; asked before a client has a journal of its own. Where it can go on from totals,
+        and these are fewer bytes than the records from its position on, also those; so one that has a journal may ask too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
