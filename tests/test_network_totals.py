@@ -15,6 +15,7 @@ from fedzo_client.home import Home
 from fedzo_client.options import ClientOptions, ConnectionOptions, Limits
 from fedzo_client.runner import take_part
 from fedzo_server.beginning import Beginnings
+from journals import payloads_of
 from network import CALL_S, both, wait_until
 
 from fedzo.checkpoint import load_base
@@ -22,7 +23,6 @@ from fedzo.coordinator import History
 from fedzo.errors import ProtocolError, ReplicaError
 from fedzo.journal import Journal, read_journal
 from fedzo.journal.codec import decode_start
-from fedzo.journal.file import read_payloads
 from fedzo.noise import get_backend
 from fedzo.run_directory import RunDirectory
 from fedzo.v1 import journal_pb2
@@ -214,7 +214,7 @@ def reply_of(run: Path, position: int = 26) -> pb.GenesisReply:
 
 
 def test_a_replica_that_goes_wrong_is_rebuilt_from_base_and_totals(pool_run, demo, tmp_path):
-    contents, payloads = read_journal(pool_run / "journal"), read_payloads(pool_run / "journal")
+    contents, payloads = read_journal(pool_run / "journal"), payloads_of(pool_run / "journal")
     journal, said = Journal.create_whole(tmp_path / "journal", copy_of(reply_of(pool_run, 17))), []
     with journal:
         base, backend = load_base(demo.model), get_backend("auto")

@@ -7,12 +7,13 @@ import pytest
 from helpers import MANIFEST, make_genesis
 from hypothesis import given
 from hypothesis import strategies as st
+from journals import payloads_of
 
 from fedzo.coordinator import Plan, Purpose, Report
 from fedzo.errors import HandshakeError, JournalBehindError, JournalDamageError, ProtocolError
 from fedzo.journal import ClientReport, Commit, Entry, Journal, JournalContents, Record, Void, read_journal
 from fedzo.journal.codec import encode_genesis, encode_record
-from fedzo.journal.file import FIRST_PREVIOUS, read_payloads, record_hash
+from fedzo.journal.file import FIRST_PREVIOUS, record_hash
 from fedzo.methods import MethodReport, get_method, method_reports
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.handshake import Join, check_join, decode_join, encode_join
@@ -147,7 +148,7 @@ def test_a_copy_has_the_bytes_of_its_original(tmp_path):
     original = Journal.create(tmp_path / "original", make_genesis())
     for number in range(1, 6):
         original.append(commit_record(original.contents.genesis, 2, number))
-    payloads = read_payloads(original.path)
+    payloads = payloads_of(original.path)
     with Journal.create_copy(tmp_path / "copy", payloads[0]) as copy:
         steps = list(zip(payloads[1:], original.contents.hashes[1:], strict=True))
         assert copy.append_copies(steps[:2]) == original.contents.records[:2]
