@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, LLAMA_LIKE, TEXT
 from commands import fedzo, refused, simulate_options
-from helpers import backend_for_cpu
+from helpers import backend_for_cpu, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -121,6 +121,62 @@ def test_the_host_waits_once_for_a_batch_when_it_reads_the_losses(kind, tmp_path
         estimator.losses(TEXT, EVALUATIONS)
     assert waits.found == []
     assert [name for name in read if name != "numpy"] == ["tolist"]
+
+
+_AWAY = """
+import sys
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import backend_registration
+from architectures import ARCHITECTURES
+from fedzo.checkpoint import Base, base_digest
+from fedzo.estimate import Estimator
+from fedzo.estimate.weights import ExactWeights
+from fedzo.noise import Distribution
+from fedzo.replica import Replica
+from fedzo.tiers.host import HostStore
+
+backend_registration._setup_privateuseone_for_python_backend("away")
+torch.away.get_amp_supported_dtype = list
+AWAY, read = torch.device("away", 0), []
+
+class Nobody:
+    name = "nobody"
+    def materialise(self, state, segments, steps, out, threads):
+        assert out.device == AWAY
+
+class Store(HostStore):
+    def __init__(self, manifest):
+        super().__init__(manifest)
+        self.device = AWAY
+
+def losses(tensor):
+    read.append((tensor.device.type, len(tensor)))
+    return [0.0] * len(tensor)
+
+FakeTensor.tolist = losses
+torch.Tensor.pin_memory = lambda tensor: tensor
+for name in sys.argv[1:]:
+    model, batch = ARCHITECTURES[name]()
+    type(model).to = lambda model, device: model  # there is no device to go to until there are fake tensors
+    base = Base("made here", model, base_digest(model))
+    replica = Replica.from_base(base, Distribution.RADEMACHER, place=Store, backend=Nobody())
+    estimator = Estimator(model, replica, weights=ExactWeights(replica, AWAY))
+    with FakeTensorMode() as mode:
+        for module in model.modules():
+            for key, value in module._buffers.items():
+                module._buffers[key] = None if value is None else mode.from_tensor(value).to(AWAY)
+        given = {key: mode.from_tensor(value) for key, value in batch.items()}
+        given |= {} if name == "bert" else {"use_cache": False}
+        estimator.losses(given, [(5, (2**30, 0, -(2**30))), (6, (2**30,))])
+print(read)
+"""
+
+
+def test_nothing_is_left_on_the_cpu_and_nothing_read_but_the_losses():
+    """Tensors without values, on a device that torch does not mix with the CPU, and whose values it does not tell."""
+    names = ("llama-tied", "opt", "gpt2", "bert", "t5")
+    assert run_python(_AWAY, *names) == f"{[('away', 4)] * len(names)}\n"
 
 
 def test_a_run_with_its_state_on_the_device_is_the_run_in_memory(demo, finished, tmp_path):
