@@ -10,7 +10,7 @@ from fedzo_simulations.baselines.mezo import Mezo, plain_loss, rademacher_direct
 from benchmarks.subject import EPSILON, LEARNING_RATE, Subject
 from fedzo.journal import Entry
 from fedzo.noise import COEFFICIENT_BITS, Distribution, NoiseBackend, Segment, get_backend
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 _SEED = 7
 _SLICE = 5000

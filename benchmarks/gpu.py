@@ -33,13 +33,13 @@ from transformers import OPTConfig, OPTForCausalLM
 from benchmarks.checks import Check
 from benchmarks.report import environment, print_check
 from benchmarks.timing import Spread, Turns
-from fedzo.checkpoint import Base, base_digest, raw_bytes, unique_parameters
-from fedzo.compute_copy import CopyFormat
+from fedzo.base.checkpoint import Base, base_digest, raw_bytes, unique_parameters
+from fedzo.base.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.device import get_device, moved
 from fedzo.estimate import LANES, Batch, Estimator, weights_of
-from fedzo.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.noise import COEFFICIENT_BITS, Distribution, Increments, Segment, Term, get_backend
-from fedzo.replica import Replica
+from fedzo.state.compute_copy import CopyFormat
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import place_of
 from fedzo.tiers.device import page_locked
 

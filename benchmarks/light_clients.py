@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.journal import Genesis, JournalContents, Rules, Task
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.v1.rounds_pb2_grpc import RoundsStub

@@ -30,11 +30,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from benchmarks.checks import Check
 from benchmarks.report import Line, environment, print_check, print_table, write_json
 from benchmarks.timing import Spread, Turns
-from fedzo.checkpoint import load_base
+from fedzo.base.checkpoint import load_base
 from fedzo.estimate import Batch, Estimator
 from fedzo.journal import Entry
 from fedzo.noise import COEFFICIENT_BITS, Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import place_of
 
 THREADS = 2

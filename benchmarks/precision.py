@@ -24,13 +24,13 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.report import environment
-from fedzo.checkpoint import Base, load_base, load_tokenizer, unique_parameters
+from fedzo.base.checkpoint import Base, load_base, load_tokenizer, unique_parameters
 from fedzo.estimate import Batch, Estimator
 from fedzo.estimate.felt import MUCH, unfelt
 from fedzo.journal import Entry
 from fedzo.methods.method import projected_gradient
 from fedzo.noise import COEFFICIENT_BITS, Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tasks.rows import read_rows
 
 THREADS = 2

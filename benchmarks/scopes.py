@@ -21,12 +21,12 @@ from torch import nn
 
 from benchmarks.report import environment
 from benchmarks.timing import Turns
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
 from fedzo.estimate import Estimator
 from fedzo.journal import Entry
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
 from fedzo.scopes import ALL, Kind, Scope
+from fedzo.state.replica import Replica
 
 THREADS = 2
 _BLOCKS, _WIDTH = 16, 1024

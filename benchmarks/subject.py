@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from fedzo.checkpoint import Base, base_digest, unique_parameters
+from fedzo.base.checkpoint import Base, base_digest, unique_parameters
 from fedzo.estimate import Batch, Estimator
 from fedzo.noise import COEFFICIENT_BITS, Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)
 """Units of 2⁻⁴⁰."""

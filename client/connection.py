@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 
 from fedzo.errors import ConfigError
-from fedzo.loopback import is_loopback
+from fedzo.wire.loopback import is_loopback
 
 from .options import ConnectionOptions
 

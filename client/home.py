@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from fedzo.checkpoint import Base
+from fedzo.base.checkpoint import Base
 from fedzo.errors import JournalDamageError, JournalFormatError, ReplicaError
 from fedzo.journal import Journal
 from fedzo.journal.copies import JournalCopy
 from fedzo.noise import NoiseBackend
-from fedzo.rebuild import check_history, replay_from_base, restore
-from fedzo.replica import Replica
+from fedzo.results.rebuild import check_history, replay_from_base, restore
 from fedzo.run_directory import RunDirectory
-from fedzo.statefile import save_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import save_state
 from fedzo.tiers.choice import CPU, place_of, scratch_place
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.steps import decode_steps

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
 
-from fedzo.compute_copy import CopyFormat
+from fedzo.base.manifest import Manifest
 from fedzo.errors import ConfigError, MemoryLimitError
 from fedzo.estimate import LANES
-from fedzo.manifest import Manifest
 from fedzo.scopes import Scope
+from fedzo.state.compute_copy import CopyFormat
 from fedzo.tiers import BUFFER_ELEMENTS, LEAST_BUFFERS
 from fedzo.tiers.choice import peak_bytes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 
-from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.base.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
 from fedzo.device import get_device
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.estimate import LANES, Estimator, weights_of

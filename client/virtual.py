@@ -12,7 +12,7 @@ from typing import Annotated
 
 import torch
 
-from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.base.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
 from fedzo.coordinator.calibration import most_directions
 from fedzo.device import get_device
 from fedzo.estimate import LANES, Estimator, weights_of

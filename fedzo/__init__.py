@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedzo.tuned import apply_artifact, tuned_model
+    from fedzo.results.tuned import apply_artifact, tuned_model
 
     simulate: Any
     """`fedzo_simulations.api.simulate`."""
@@ -19,7 +19,7 @@ else:
             (point,) = entry_points(group="fedzo.api", name=name)
             return point.load()
         if name in __all__:
-            return getattr(import_module("fedzo.tuned"), name)
+            return getattr(import_module("fedzo.results.tuned"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

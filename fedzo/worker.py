@@ -12,11 +12,11 @@ from fedzo.coordinator.messages import PROJECTED_GRADIENT_LIMIT, Plan, Purpose, 
 from fedzo.errors import ReplicaError
 from fedzo.estimate import Batch, Estimator, Measure
 from fedzo.journal.records import Entry
-from fedzo.local_steps import LocalSteps
 from fedzo.methods import get_method
 from fedzo.methods.robust import clipped
 from fedzo.noise.draws import derived_seeds
-from fedzo.replica import Replica
+from fedzo.state.local_steps import LocalSteps
+from fedzo.state.replica import Replica
 
 
 class ClientData(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 from fedzo.coordinator import Plan, Purpose
 from fedzo.errors import DataError
 from fedzo.journal import Genesis
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tasks.examples import ClientExamples
 from fedzo.tasks.rows import read_rows
 from fedzo.tasks.task import Task

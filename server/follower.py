@@ -14,16 +14,16 @@ from typing import Self
 
 import torch
 
-from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.base.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
 from fedzo.coordinator import History
 from fedzo.errors import BaseMismatchError, FedzoError, ReplicaError, StateFileError
 from fedzo.estimate import Estimator
 from fedzo.journal import Commit, End, Enrolment, Evaluation, JournalContents, Record, Void
-from fedzo.rebuild import replay_from_base
-from fedzo.replica import Replica
+from fedzo.results.rebuild import replay_from_base
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import scoped
-from fedzo.statefile import load_state, save_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import load_state, save_state
 from fedzo.tasks import get_task
 from fedzo.worker import Worker
 

@@ -23,9 +23,9 @@ def open_journal(run: RunDirectory, options: RunOptions, *, resume: bool) -> Jou
 
 def _genesis(options: RunOptions) -> Genesis:
     """Needs the base once, for its digest and manifest; afterwards the server holds no weights."""
-    from fedzo.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest  # noqa: PLC0415
-    from fedzo.quantise import describe_model  # noqa: PLC0415
-    from fedzo.range_guard import RangeGuard  # noqa: PLC0415
+    from fedzo.base.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest  # noqa: PLC0415
+    from fedzo.base.quantise import describe_model  # noqa: PLC0415
+    from fedzo.coordinator.range_guard import RangeGuard  # noqa: PLC0415
     from fedzo.scopes.base import scoped  # noqa: PLC0415
 
     task = options.task_spec(tokenizer_digest(load_tokenizer(options.model)), options.labels)

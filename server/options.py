@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fedzo.errors import ConfigError
-from fedzo.loopback import is_loopback
 from fedzo.options.checks import MOST, require_address, require_range
 from fedzo.options.run import RunOptions
+from fedzo.wire.loopback import is_loopback
 
 PLACES = ("model", "tls_cert", "tls_key", "tls_ca", "tokens", "evaluate_on")
 """Options that may name a file or directory."""

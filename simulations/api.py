@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
 from fedzo.config import option_name, parse_options
 from fedzo.errors import ConfigError
 from fedzo.estimate import Batch, Loss, Measure, model_loss

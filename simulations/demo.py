@@ -14,11 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from fedzo.errors import ReplicaError
-from fedzo.export import check_export
-from fedzo.generate import continuation, load_target
 from fedzo.journal import Commit, Evaluation, read_journal
 from fedzo.noise import get_backend
-from fedzo.rebuild import rebuild
+from fedzo.results.export import check_export
+from fedzo.results.generate import continuation, load_target
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 
 from .farm_text import FARMS, farm_lines

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fedzo.errors import ProcessError, ReplicaError
 from fedzo.journal import Commit, Evaluation, JournalContents, read_journal
-from fedzo.rebuild import rebuild
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 from fedzo.tasks.dealing import client_names
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedzo.checkpoint import Base, head_of, load_base, load_tokenizer
+from fedzo.base.checkpoint import Base, head_of, load_base, load_tokenizer
 from fedzo.config import make_options, option_name, parse_options, read_toml
 from fedzo.device import get_device, moved
 from fedzo.errors import ConfigError, DataError
@@ -15,9 +15,9 @@ from fedzo.estimate import Batch, Estimator, Measure, weights_of
 from fedzo.journal import JournalContents
 from fedzo.noise.draws import epoch_order
 from fedzo.options.checks import MOST, require_choice, require_range
-from fedzo.rebuild import rebuild
-from fedzo.replica import Replica
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
+from fedzo.state.replica import Replica
 from fedzo.tasks import get_task
 from fedzo.tasks.rows import TEXT_FIELD, Row, read_rows
 from fedzo.tasks.task import Task
@@ -77,7 +77,7 @@ def evaluate(target: str, given: dict[str, Any], base: str | None, shown: Shown 
 
 
 def rebuilt(run: RunDirectory, given: dict[str, Any], base: str | None) -> tuple[Replica, Base, JournalContents]:
-    """As `fedzo.rebuild.rebuild`, on the tier that the options name."""
+    """As `fedzo.results.rebuild.rebuild`, on the tier that the options name."""
     state = given.get("state", "auto")
     require_choice("state", state, TIERS)
     return rebuild(run, base, state=state, device=get_device(given.get("device", "cpu")))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from fedzo.checkpoint import load_tokenizer
+from fedzo.base.checkpoint import load_tokenizer
 from fedzo.config import option_name, write_toml
 from fedzo.coordinator.calibration import most_directions
 from fedzo.errors import ConfigError, DataError, ProcessError
@@ -25,7 +25,7 @@ from fedzo.journal import End, Journal, read_journal
 from fedzo.options.compute import ComputeOptions
 from fedzo.options.run import RunOptions
 from fedzo.run_directory import RunDirectory
-from fedzo.statefile import save_state
+from fedzo.state.statefile import save_state
 from fedzo.tasks.dealing import client_names
 from fedzo.tasks.rows import Row, read_rows
 from fedzo.v1 import rounds_pb2 as pb

@@ -1,7 +1,7 @@
 """`fedzo influence`: what each client's reports did to the held-out loss of a run's model.
 
-A client's part is taken out of the one replica (`fedzo.without`), the model is evaluated, and the part is put back;
-both are exact, since entries commute and negated ones undo, and the digest at the end shows it.
+A client's part is taken out of the one replica (`fedzo.results.without`), the model is evaluated, and the part is put
+back; both are exact, since entries commute and negated ones undo, and the digest at the end shows it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ import torch
 from fedzo.coordinator.history import History
 from fedzo.errors import RangeGuardError, ReplicaError
 from fedzo.journal import Entry
-from fedzo.rebuild import check_history
-from fedzo.replica import Replica
+from fedzo.results.rebuild import check_history
+from fedzo.results.without import check_range, check_removable, entries_without
 from fedzo.run_directory import RunDirectory
-from fedzo.without import check_range, check_removable, entries_without
+from fedzo.state.replica import Replica
 
 from .evaluate import Shown, rebuilt, subject_of_run
 from .measured import Evaluated, Subject, measured

@@ -2,7 +2,7 @@
 
 import torch
 
-from fedzo.checkpoint_files import stored_bytes
+from fedzo.base.checkpoint_files import stored_bytes
 from fedzo.plan.forward import outline
 from fedzo.plan.memory import Asked, MemoryPlan, plan_memory, process_bytes
 from fedzo.tasks import get_task

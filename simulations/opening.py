@@ -5,7 +5,7 @@ from collections.abc import Callable
 from fedzo.config import write_toml
 from fedzo.errors import BaseMismatchError
 from fedzo.journal import Journal
-from fedzo.rebuild import restore
+from fedzo.results.rebuild import restore
 from fedzo.run_directory import RunDirectory
 
 from .options import SimulateOptions

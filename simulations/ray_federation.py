@@ -29,7 +29,7 @@ from flwr.simulation import run_simulation
 from fedzo.errors import ProcessError
 from fedzo.journal import End, Journal, Record
 from fedzo.run_directory import RunDirectory
-from fedzo.statefile import save_state
+from fedzo.state.statefile import save_state
 
 from .options import SimulateOptions
 from .setup import Setting

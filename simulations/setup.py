@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from fedzo.checkpoint import Base, head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.base.checkpoint import Base, head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.device import get_device
 from fedzo.errors import DataError
 from fedzo.estimate import LANES, Estimator, Loss, Measure, weights_of
 from fedzo.journal import Genesis, records
 from fedzo.noise import Distribution, get_backend
-from fedzo.range_guard import RangeGuard
-from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import scoped
+from fedzo.state.replica import Replica
 from fedzo.tasks import get_task
 from fedzo.tasks.dealing import deal_rows
 from fedzo.tasks.examples import ClientExamples

@@ -31,7 +31,7 @@ from fedzo.journal import ClientReport, Journal, Record
 from fedzo.journal.codec import report_size
 from fedzo.noise.draws import fault_draws
 from fedzo.run_directory import RunDirectory
-from fedzo.statefile import save_state
+from fedzo.state.statefile import save_state
 from fedzo.tasks.dealing import client_names
 from fedzo.worker import Worker
 

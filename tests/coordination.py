@@ -8,6 +8,7 @@ from blake3 import blake3
 from helpers import MANIFEST, make_genesis
 from hypothesis import strategies as st
 
+from fedzo.base.manifest import Manifest
 from fedzo.coordinator import (
     Accept,
     Announce,
@@ -33,10 +34,9 @@ from fedzo.journal import (
 )
 from fedzo.journal.codec import decode_record, encode_genesis, encode_record
 from fedzo.journal.file import HEADER, record_hash
-from fedzo.manifest import Manifest
 from fedzo.noise import Distribution, get_backend
 from fedzo.noise.draws import derived_seeds
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 NAMES = ("anna", "bertl", "carla", "dora", "emil", "franz")
 MAXIMA = (2**29, 2**28)

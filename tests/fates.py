@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fedzo.journal.file import HASH_BYTES
 from fedzo.noise import get_backend
-from fedzo.statefile import PAGE_BYTES
+from fedzo.state.statefile import PAGE_BYTES
 from fedzo.worker import Worker
 
 SERVER = ("append", "written", "durable")

@@ -9,7 +9,7 @@ from network import WAIT_S, Command, Nursery, free_address, wait_until
 from proxy import Proxy
 
 from fedzo.journal import Commit, End, JournalContents, read_journal
-from fedzo.rebuild import rebuild
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 
 OPTIONS = {

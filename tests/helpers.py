@@ -11,8 +11,8 @@ from typing import Self
 
 from blake3 import blake3
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.journal import ClientReport, Commit, Entry, Genesis, Record, Rules, Task, Void
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import BACKENDS, Distribution, NoiseBackend, get_backend
 from fedzo.scopes import ALL, Scope
 
@@ -100,7 +100,7 @@ def big_replica(position: int):
     """A replica of one million integers that are a function of its position."""
     import torch
 
-    from fedzo.replica import Replica
+    from fedzo.state.replica import Replica
 
     manifest = Manifest((TensorSpec("w", (1000, 1000), 29, 2**30),))
     state = (torch.arange(manifest.elements, dtype=torch.int32) * 3 + position * 7) % 2**30

@@ -9,11 +9,11 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import fedzo
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
 from fedzo.errors import CheckpointError, ConfigError, DataError
 from fedzo.journal import Commit
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 OPTIONS = {
     "method": "distinct",

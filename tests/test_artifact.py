@@ -26,7 +26,7 @@ from fedzo.errors import ArtifactError, BaseMismatchError, ConfigError, ReplicaE
 from fedzo.journal import Commit, Entry, Journal, Task, read_journal
 from fedzo.journal.view import state_digests
 from fedzo.noise import BACKENDS, Distribution, get_backend
-from fedzo.rebuild import rebuild, roll_back
+from fedzo.results.rebuild import rebuild, roll_back
 from fedzo.run_directory import RunDirectory
 from fedzo.v1 import artifact_pb2 as pb
 

@@ -16,7 +16,7 @@ from fedzo.journal import Commit, End, Evaluation
 from fedzo.journal.codec import encode_record
 from fedzo.noise.directions import symbols
 from fedzo.noise.draws import derived_seeds
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 FRAME_BYTES = 40
 """Of a record in the journal, around its payload."""

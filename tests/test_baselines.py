@@ -15,14 +15,14 @@ from helpers import make_rules
 from torch import nn
 
 import fedzo
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
+from fedzo.coordinator.schedule import scheduled_rate
 from fedzo.estimate import Estimator
 from fedzo.journal import Entry
 from fedzo.methods.method import projected_gradient
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
-from fedzo.schedule import scheduled_rate
+from fedzo.state.replica import Replica
 from fedzo.tasks.examples import ClientExamples
 
 TARGETS = torch.tensor([[1.0, -2.0, 0.5], [-1.0, 3.0, 2.0]])

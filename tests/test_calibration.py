@@ -26,7 +26,7 @@ from fedzo.coordinator.calibration import (
 from fedzo.errors import ConfigError, ProtocolError
 from fedzo.journal import Calibration, ClientReport, Commit, Rollback, Void, read_journal
 from fedzo.methods import METHODS, get_method
-from fedzo.rebuild import check_history
+from fedzo.results.rebuild import check_history
 
 CURVATURES = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
 

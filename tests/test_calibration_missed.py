@@ -5,7 +5,7 @@ from coordination import kinds, started
 
 from fedzo.coordinator import Accept, Coordinator, Purpose, Report
 from fedzo.journal import Calibration, Void
-from fedzo.rebuild import check_history
+from fedzo.results.rebuild import check_history
 
 
 def calibrate(run) -> None:

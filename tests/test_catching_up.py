@@ -8,7 +8,7 @@ from helpers import MANIFEST, backend_for_cpu
 from fedzo.errors import ReplicaError
 from fedzo.journal import Commit, Entry, Record
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 
 class CountingBackend:

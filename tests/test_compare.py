@@ -22,7 +22,7 @@ from rich.console import Console
 from fedzo.errors import ConfigError
 from fedzo.journal import Calibration, Commit, Evaluation, read_journal
 from fedzo.journal.codec import encode_record, report_size
-from fedzo.rebuild import check_history
+from fedzo.results.rebuild import check_history
 
 WAIT_S = 300.0
 ROWS = """

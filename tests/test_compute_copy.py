@@ -14,16 +14,16 @@ from helpers import BACKENDS_HERE, backend_for_cpu
 from test_estimate import EPSILON
 from test_simulate import wait_for_progress
 
-from fedzo.checkpoint import Base, base_digest
-from fedzo.compute_copy import CopyFormat
+from fedzo.base.checkpoint import Base, base_digest
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.estimate import Estimator, weights_of
 from fedzo.estimate.copied import CopiedWeights
 from fedzo.journal import Commit, Entry, Record, read_journal
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution, Increments
-from fedzo.rebuild import rebuild
-from fedzo.replica import Replica
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
+from fedzo.state.compute_copy import CopyFormat
+from fedzo.state.replica import Replica
 from fedzo.tiers import COPIES
 from fedzo.tiers.choice import scratch_place
 from fedzo.tiers.disk import DiskStore

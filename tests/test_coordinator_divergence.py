@@ -14,6 +14,7 @@ from coordination import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.coordinator import (
     Connected,
     Coordinator,
@@ -21,6 +22,7 @@ from fedzo.coordinator import (
     rollback_entries,
 )
 from fedzo.coordinator.divergence import LossWatch
+from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.journal import (
     ClientReport,
     Commit,
@@ -30,11 +32,9 @@ from fedzo.journal import (
     Rollback,
     Void,
 )
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
 from fedzo.noise.directions import symbols
 from fedzo.noise.draws import derived_seeds
-from fedzo.range_guard import RangeGuard
 
 # ── divergence ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -14,8 +14,7 @@ from helpers import backend_for_cpu, run_python
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedzo.checkpoint import Base, base_digest
-from fedzo.compute_copy import CopyFormat
+from fedzo.base.checkpoint import Base, base_digest
 from fedzo.device import get_device, moved
 from fedzo.errors import ConfigError
 from fedzo.estimate import Estimator
@@ -23,8 +22,9 @@ from fedzo.estimate.copied import CopiedWeights
 from fedzo.estimate.weights import ExactWeights
 from fedzo.journal import Entry
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
 from fedzo.scopes import ALL, Kind, Scope
+from fedzo.state.compute_copy import CopyFormat
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import scratch_place
 
 EPSILON = round(1e-3 * 2**40)
@@ -129,11 +129,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import backend_registration
 from architectures import ARCHITECTURES
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
 from fedzo.estimate import Estimator
 from fedzo.estimate.weights import ExactWeights
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tiers.host import HostStore
 
 backend_registration._setup_privateuseone_for_python_backend("away")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedzo.manifest import Manifest, TensorSpec
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution, Increments, Term, get_backend
 from fedzo.tiers.device import Carrier, DeviceRing, carrier
 from fedzo.tiers.disk import DiskStore

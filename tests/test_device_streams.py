@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedzo.manifest import Manifest, TensorSpec
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.tiers.device import DeviceRing
 from fedzo.tiers.host import HostStore
 

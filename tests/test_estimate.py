@@ -9,13 +9,13 @@ import transformers as tf
 from architectures import ARCHITECTURES, IDS, LLAMA_LIKE, TEXT
 from torch import nn
 
-from fedzo.checkpoint import Base, base_digest, unique_parameters
+from fedzo.base.checkpoint import Base, base_digest, unique_parameters
 from fedzo.errors import EstimationError
 from fedzo.estimate import Estimator, model_loss
 from fedzo.estimate.scratch import ScratchPool
 from fedzo.methods.method import projected_gradient
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 EPSILON = round(1e-3 * 2**40)
 
@@ -60,7 +60,7 @@ def test_lockstep_losses_are_the_plain_forwards_bit_for_bit(name):
 
 
 def test_real_pretrained_model_and_weights_are_never_written(stories):
-    from fedzo.checkpoint import load_base
+    from fedzo.base.checkpoint import load_base
 
     base = load_base(stories)
     replica = Replica.from_base(base, Distribution.RADEMACHER)
@@ -78,7 +78,7 @@ def test_real_pretrained_model_and_weights_are_never_written(stories):
 
 def test_projected_gradient_is_the_directional_derivative(tiny_model):
     """Against autograd, on a model and a direction made by hand."""
-    from fedzo.checkpoint import load_base
+    from fedzo.base.checkpoint import load_base
 
     base = load_base(tiny_model)
     plain = copy.deepcopy(base.model).double()

@@ -19,8 +19,8 @@ from fedzo.journal import Entry, Journal, Record, Rollback, Start, read_journal
 from fedzo.journal.codec import decode_start, encode_start
 from fedzo.noise import Distribution, get_backend
 from fedzo.noise.draws import pool_seeds
-from fedzo.rebuild import check_history
-from fedzo.replica import Replica
+from fedzo.results.rebuild import check_history
+from fedzo.state.replica import Replica
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.beginning import copy_of
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from commands import fedzo, simulate_options
 
+from fedzo.base.manifest import Manifest
+from fedzo.base.quantise import describe_tensor, quantised
 from fedzo.estimate.felt import unfelt, warning_of
-from fedzo.manifest import Manifest
 from fedzo.noise import Distribution
-from fedzo.quantise import describe_tensor, quantised
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 EPSILON = round(1e-3 * 2**40)
 

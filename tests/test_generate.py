@@ -6,9 +6,9 @@ from commands import fedzo, refused
 from transformers import GenerationConfig
 
 import fedzo as library
-from fedzo.checkpoint import load_base, load_tokenizer
+from fedzo.base.checkpoint import load_base, load_tokenizer
 from fedzo.errors import ConfigError
-from fedzo.generate import continuation, load_target
+from fedzo.results.generate import continuation, load_target
 from fedzo.scopes import Kind, Scope
 from fedzo.scopes.base import prepare
 

@@ -8,11 +8,11 @@ import transformers as tf
 from commands import fedzo, refused, simulate_options
 from coordination import NAMES, started
 
-from fedzo.client_statistics import client_statistics
 from fedzo.coordinator import Purpose
 from fedzo.journal import Commit, Entry, read_journal
 from fedzo.methods import get_method, method_reports
-from fedzo.rebuild import rebuild
+from fedzo.results.client_statistics import client_statistics
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 
 SCALARS = {0: (1.0, 2.0), 1: (2.0, 1.0), 2: (-10.0, -10.0)}

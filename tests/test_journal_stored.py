@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from journals import RECORDS, made_journal, payloads_of
 
 from fedzo.coordinator import Announce, Append, Appended, Connected, Coordinator, Report
+from fedzo.coordinator.seed_totals import SeedTotals
 from fedzo.errors import JournalDamageError, JournalError
 from fedzo.journal import Journal, read_journal
 from fedzo.journal.stored import RECENT
-from fedzo.seed_totals import SeedTotals
 
 LONG = RECORDS * 5
 CLIENTS = 8

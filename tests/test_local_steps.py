@@ -8,15 +8,15 @@ import torch
 from helpers import make_genesis, run_python
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedzo.checkpoint import load_base
+from fedzo.base.checkpoint import load_base
 from fedzo.coordinator import History, Plan, Purpose
 from fedzo.errors import EstimationError
 from fedzo.estimate import Estimator
 from fedzo.journal import Entry, JournalContents
-from fedzo.local_steps import LocalSteps
 from fedzo.methods import get_method, method_reports
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
+from fedzo.state.local_steps import LocalSteps
+from fedzo.state.replica import Replica
 from fedzo.worker import Worker
 
 

@@ -9,12 +9,12 @@ from commands import simulate_options
 from transformers import LlamaForCausalLM
 
 import fedzo
-from fedzo.checkpoint import load_base
+from fedzo.base.checkpoint import load_base
 from fedzo.journal import read_journal
 from fedzo.methods import METHODS
 from fedzo.noise import Distribution, get_backend
-from fedzo.rebuild import check_history
-from fedzo.replica import Replica
+from fedzo.results.rebuild import check_history
+from fedzo.state.replica import Replica
 
 NEEDED = {
     "fedkseed": {"pool_size": 16},

@@ -13,10 +13,10 @@ from network import CALL_S, Nursery, free_address
 
 from fedzo.config import write_toml
 from fedzo.journal import Journal
-from fedzo.loopback import is_loopback
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.v1.rounds_pb2_grpc import RoundsStub
 from fedzo.wire.handshake import Join, encode_join
+from fedzo.wire.loopback import is_loopback
 
 Code = grpc.StatusCode
 

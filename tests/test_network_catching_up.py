@@ -11,7 +11,7 @@ from journals import payloads_of
 from network import wait_until
 
 from fedzo.journal import read_journal
-from fedzo.statefile import PAGE_BYTES
+from fedzo.state.statefile import PAGE_BYTES
 from fedzo.wire.steps import encode_step
 
 MOST_FETCHED = 0.25

@@ -13,7 +13,7 @@ from fedzo_client.home import Home
 from journals import payloads_of
 from network import wait_until
 
-from fedzo.checkpoint import load_base
+from fedzo.base.checkpoint import load_base
 from fedzo.errors import ReplicaError
 from fedzo.journal import Commit, Enrolment, Journal, read_journal
 from fedzo.noise import get_backend

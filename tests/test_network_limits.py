@@ -12,9 +12,9 @@ from federation import Federation
 from fedzo_client.memory import tier_within
 from network import wait_until
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.errors import ConfigError
 from fedzo.journal import Commit, read_journal
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.scopes import ALL
 from fedzo.tiers.choice import peak_bytes
 

@@ -18,7 +18,7 @@ from fedzo_server.beginning import Beginnings
 from journals import payloads_of
 from network import CALL_S, both, wait_until
 
-from fedzo.checkpoint import load_base
+from fedzo.base.checkpoint import load_base
 from fedzo.coordinator import History
 from fedzo.errors import ProtocolError, ReplicaError
 from fedzo.journal import Journal, read_journal

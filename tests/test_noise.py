@@ -11,8 +11,8 @@ from helpers import BACKENDS_HERE, backend_for_cpu, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedzo.base.initial_weights import normal_values
 from fedzo.errors import ConfigError
-from fedzo.initial_weights import normal_values
 from fedzo.methods.fedkseed_pro import EXPONENTIALS
 from fedzo.noise import Distribution, Increments, Segment, Term, get_backend
 from fedzo.noise.directions import GAUSSIAN_TABLE, dither, symbols

@@ -10,14 +10,14 @@ from architectures import ARCHITECTURES
 from commands import fedzo, simulate_options
 from transformers import OPTConfig
 
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
 from fedzo.device import get_device
 from fedzo.estimate import Estimator, weights_of
 from fedzo.journal import Entry
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
 from fedzo.scopes import ALL, Kind, Scope
-from fedzo.statefile import load_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import load_state
 from fedzo.tiers.choice import CPU, place_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device: not run on a GPU")

@@ -12,11 +12,11 @@ from commands import FEDZO, fedzo, refused, simulate_options
 from helpers import run_python
 from transformers import LlamaConfig
 
-from fedzo.checkpoint import load_base
-from fedzo.manifest import Manifest, TensorSpec
+from fedzo.base.checkpoint import load_base
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
 from fedzo.plan.forward import outline
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import place_of, tier_for
 
 TOLERANCE = 0.2

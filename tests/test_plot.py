@@ -10,7 +10,7 @@ import pytest
 from commands import fedzo, refused
 
 from fedzo.errors import ConfigError
-from fedzo.plot import DOTS_PER_INCH, HEIGHT_INCHES, WIDTH_INCHES, draw, plot_runs, read_curves
+from fedzo.results.plot import DOTS_PER_INCH, HEIGHT_INCHES, WIDTH_INCHES, draw, plot_runs, read_curves
 from fedzo.run_directory import RunDirectory
 
 MEASURED = ("seconds", "forwards", "bytes_up", "bytes_down")

@@ -15,7 +15,7 @@ from commands import fedzo, refused, simulate_options
 from fedzo_simulations.options import SimulateOptions
 from fedzo_simulations.setup import make_task
 
-from fedzo.checkpoint import load_base, load_tokenizer
+from fedzo.base.checkpoint import load_base, load_tokenizer
 from fedzo.config import write_toml
 from fedzo.errors import ConfigError, DataError
 from fedzo.estimate import Estimator
@@ -23,9 +23,9 @@ from fedzo.journal import Commit, read_journal
 from fedzo.journal import Task as Spec
 from fedzo.journal.codec import decode_task, encode_task
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
 from fedzo.scopes import Kind, Scope
 from fedzo.scopes.base import prepare
+from fedzo.state.replica import Replica
 from fedzo.tasks import get_task
 from fedzo.tasks.decoding import greedy_answer
 from fedzo.tasks.definition import definition_of, find_definition, published_tasks

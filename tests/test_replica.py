@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fedzo.checkpoint import base_digest, load_base, unique_parameters
+from fedzo.base.checkpoint import base_digest, load_base, unique_parameters
+from fedzo.base.manifest import Manifest, TensorSpec, exponent_for
+from fedzo.base.quantise import describe_tensor, quantised
+from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import CheckpointError, RangeGuardError
 from fedzo.journal import Entry
-from fedzo.manifest import Manifest, TensorSpec, exponent_for
 from fedzo.noise import Distribution, Increments, Segment, Term
-from fedzo.quantise import describe_tensor, quantised
-from fedzo.range_guard import RangeGuard
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = {"a.bias": (7,), "b.weight": (33, 129), "c.scalar": (), "d.empty": (0, 4), "e.weight": (257, 19)}

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedzo.checkpoint import Base, base_digest
+from fedzo.base.checkpoint import Base, base_digest
+from fedzo.base.manifest import Manifest, TensorSpec
+from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ConfigError, JournalFormatError, RangeGuardError, ReplicaError
 from fedzo.estimate import Estimator
 from fedzo.journal import Commit, Entry, Record
 from fedzo.journal.codec import decode_genesis, encode_genesis
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
-from fedzo.range_guard import RangeGuard
-from fedzo.replica import Replica
 from fedzo.scopes import ALL, Kind, Scope
 from fedzo.scopes.layers import LayerTouches, block_name
 from fedzo.scopes.mask import mask_words, threshold
-from fedzo.statefile import load_state, save_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import load_state, save_state
 from fedzo.tiers.disk import DiskStore
 from fedzo.tiers.host import HostStore
 

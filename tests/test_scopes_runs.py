@@ -16,17 +16,17 @@ from test_engine_flower import Simulated, by_flower
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import fedzo as library
-from fedzo.checkpoint import Head, load_base, unique_parameters
+from fedzo.base.checkpoint import Head, load_base, unique_parameters
 from fedzo.errors import ConfigError
 from fedzo.journal import Evaluation, read_journal
 from fedzo.noise import Distribution, get_backend
-from fedzo.rebuild import rebuild
-from fedzo.replica import Replica
+from fedzo.results.rebuild import rebuild
+from fedzo.results.tuned import tuned_model
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes import Kind, Scope
 from fedzo.scopes.adapters import add_adapter, trained_parameters
 from fedzo.scopes.base import prepare, scoped
-from fedzo.tuned import tuned_model
+from fedzo.state.replica import Replica
 
 OPTIONS_OF = {
     "sparse": {"scope": "sparse", "sparsity": 0.75},

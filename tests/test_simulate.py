@@ -17,7 +17,7 @@ from helpers import BACKENDS_HERE, backend_for_cpu
 from transformers import AutoModelForCausalLM
 
 from fedzo.journal import Rollback, read_journal
-from fedzo.rebuild import rebuild
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 
 

@@ -11,12 +11,12 @@ import torch
 from blake3 import blake3
 from helpers import MANIFEST, Victims, big_replica, big_replica_hash, run_python
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.errors import StateFileError
 from fedzo.journal import Commit, Entry, Record
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution, get_backend
-from fedzo.replica import Replica
-from fedzo.statefile import PAGE_BYTES, load_state, save_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import PAGE_BYTES, load_state, save_state
 
 COVERED_BYTES = 16 + 1 + 8 + 32 + 32 + 32 + 32
 """Of the page: magic, clean, position, record hash, state digest, manifest digest, checksum."""
@@ -222,7 +222,7 @@ import json, resource, signal, sys
 from pathlib import Path
 from helpers import big_replica
 from fedzo.errors import StateFileError
-from fedzo.statefile import save_state
+from fedzo.state.statefile import save_state
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, said = Path(sys.argv[1]), []
@@ -267,7 +267,7 @@ def test_a_directory_that_is_not_there_is_a_state_file_error(tmp_path):
 SAVER = """
 from pathlib import Path
 from helpers import big_replica
-from fedzo.statefile import save_state
+from fedzo.state.statefile import save_state
 
 def work(argument, say):
     path, position = argument.split()

@@ -10,13 +10,13 @@ from commands import fedzo, refused, simulate_options
 from helpers import run_python
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from fedzo.checkpoint import Base, base_digest, load_base
-from fedzo.export import export_model
+from fedzo.base.checkpoint import Base, base_digest, load_base
 from fedzo.journal import Entry
 from fedzo.noise import Distribution
-from fedzo.rebuild import plain_model, rebuild
-from fedzo.replica import Replica
+from fedzo.results.export import export_model
+from fedzo.results.rebuild import plain_model, rebuild
 from fedzo.run_directory import RunDirectory
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import scratch_place
 from fedzo.tiers.disk import DiskStore
 from fedzo.tiers.host import HostStore

@@ -14,12 +14,12 @@ import transformers as tf
 from commands import fedzo, refused, simulate_options
 from fedzo_simulations.evaluate import Evaluated
 
-from fedzo.checkpoint import Head, load_base, load_tokenizer
+from fedzo.base.checkpoint import Head, load_base, load_tokenizer
+from fedzo.base.initial_weights import normal_values
 from fedzo.errors import CheckpointError, ConfigError, DataError
-from fedzo.initial_weights import normal_values
 from fedzo.journal import Commit, Evaluation, read_journal
 from fedzo.journal import Task as Spec
-from fedzo.rebuild import rebuild
+from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
 from fedzo.tasks import get_task
 from fedzo.tasks.labels import parse_labels
@@ -185,7 +185,7 @@ def test_a_new_head_is_initialised_from_the_runs_seed_and_nothing_else(kind, enc
         torch.manual_seed(torch_seed)
         found.append(load_base(source, Head(("no", "yes", "so"), run_seed)))
     assert found[0].digest == found[1].digest != found[2].digest
-    from fedzo.checkpoint import unique_parameters
+    from fedzo.base.checkpoint import unique_parameters
 
     named = unique_parameters(found[0].model)
     name = "classifier.weight" if kind == "encoder" else "score.weight"

@@ -18,14 +18,14 @@ from test_estimate import EPSILON, load, plain_loss
 from test_simulate import wait_for_progress
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedzo.checkpoint import Base, base_digest, load_base
+from fedzo.base.checkpoint import Base, base_digest, load_base
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.errors import ReplicaError, StateFileError
 from fedzo.estimate import Estimator
 from fedzo.journal import Commit, Entry, Record
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution, get_backend
-from fedzo.replica import Replica
-from fedzo.statefile import load_state, save_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import load_state, save_state
 from fedzo.tiers.disk import DiskStore
 from fedzo.tiers.host import HostStore
 from fedzo.tiers.page import write_at
@@ -334,11 +334,11 @@ _PEAK = """
 import re, sys
 from pathlib import Path
 import torch
-from fedzo.checkpoint import load_base
+from fedzo.base.checkpoint import load_base
 from fedzo.estimate import Estimator
 from fedzo.journal import Entry
 from fedzo.noise import Distribution
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tiers.disk import DiskStore
 
 def kept(name):

@@ -9,9 +9,9 @@ import torch
 from helpers import backend_for_cpu, run_python
 from test_noise import ON_A_MACHINE_WITHOUT_GPU
 
-from fedzo.compute_copy import CopyFormat
-from fedzo.manifest import Manifest, TensorSpec
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution, Increments, Mask, Scales, Segment, Term, get_backend
+from fedzo.state.compute_copy import CopyFormat
 
 pytestmark = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton has no package for this platform"),

@@ -3,16 +3,16 @@
 import torch
 
 from fedzo.artifact.contents import Artifact
-from fedzo.checkpoint import head_of, load_base
+from fedzo.base.checkpoint import head_of, load_base
 from fedzo.errors import BaseMismatchError, ConfigError, ReplicaError
 from fedzo.journal import Entry, JournalContents, read_journal
+from fedzo.journal.records import add_entries
 from fedzo.journal.view import state_digests
 from fedzo.noise import NoiseBackend
-from fedzo.range_guard import add_entries
-from fedzo.rebuild import check_history, rebuild
-from fedzo.replica import Replica
+from fedzo.results.rebuild import check_history, rebuild
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import scoped
+from fedzo.state.replica import Replica
 
 
 def make_artifact(run: RunDirectory, base: str | None = None) -> Artifact:

@@ -46,9 +46,9 @@ def apply(
     """Rebuild the tuned model from an artifact and its base, as a directory that `from_pretrained` loads."""
     from fedzo.artifact import read_artifact
     from fedzo.artifact.replica import rebuild_artifact
-    from fedzo.checkpoint import head_of, load_base
-    from fedzo.export import check_export, export_model
+    from fedzo.base.checkpoint import head_of, load_base
     from fedzo.noise import get_backend
+    from fedzo.results.export import check_export, export_model
 
     check_export(out)
     read = read_artifact(file)
@@ -71,7 +71,7 @@ def generate(
 ) -> None:
     """Print what a model says after a prompt."""
     from fedzo.device import get_device
-    from fedzo.generate import continuation, open_target
+    from fedzo.results.generate import continuation, open_target
 
     model, tokenizer, call = open_target(target, base, state=state, device=get_device(device))
 
@@ -86,7 +86,7 @@ def plot(
     out: Annotated[Path, typer.Option("--out", help="PNG to write; must not exist.")],
 ) -> None:
     """Draw the losses of runs against rounds, forward passes and bytes."""
-    from fedzo.plot import plot_runs
+    from fedzo.results.plot import plot_runs
 
     plot_runs(runs, out)
     typer.echo(f"{out}: {counted(len(runs), 'run')}")

@@ -75,8 +75,8 @@ def clients(
     """
     from dataclasses import asdict
 
-    from fedzo.client_statistics import client_statistics
     from fedzo.journal import read_journal
+    from fedzo.results.client_statistics import client_statistics
     from fedzo.run_directory import RunDirectory
 
     found = [asdict(each) for each in client_statistics(read_journal(RunDirectory(run).require().journal))]
@@ -117,10 +117,10 @@ def replay(
     so this is not the run that would have been without it, and no promise that nothing of its data is left.
     """
     from fedzo.errors import ConfigError
-    from fedzo.export import check_export, export_model
-    from fedzo.rebuild import check_history, rebuild
+    from fedzo.results.export import check_export, export_model
+    from fedzo.results.rebuild import check_history, rebuild
+    from fedzo.results.without import remove_client
     from fedzo.run_directory import RunDirectory
-    from fedzo.without import remove_client
 
     if out is not None:
         if without is None:
@@ -149,8 +149,8 @@ def export(
     merge: Merge = False,
 ) -> None:
     """Write the tuned model, or its adapter, as a directory that `from_pretrained` loads."""
-    from fedzo.export import check_export, export_model
-    from fedzo.rebuild import rebuild
+    from fedzo.results.export import check_export, export_model
+    from fedzo.results.rebuild import rebuild
     from fedzo.run_directory import RunDirectory
 
     check_export(out)
@@ -164,7 +164,7 @@ def rollback(
     to: Annotated[int, typer.Option("--to", help="Position to return to: the state after that record; 0 is the base.")],
 ) -> None:
     """Append the record that returns to an earlier state; nothing is ever cut."""
-    from fedzo.rebuild import roll_back
+    from fedzo.results.rebuild import roll_back
     from fedzo.run_directory import RunDirectory
 
     directory = RunDirectory(run).require()

@@ -5,9 +5,9 @@ from math import isfinite
 
 from fedzo.coordinator.calibration import calibration_directions
 from fedzo.coordinator.messages import PROJECTED_GRADIENT_LIMIT, Plan, Purpose, Report
+from fedzo.coordinator.range_guard import RANGE_LIMIT
 from fedzo.errors import ProtocolError
 from fedzo.journal.records import Genesis, Rules
-from fedzo.range_guard import RANGE_LIMIT
 
 DIGEST_BYTES = 32
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fedzo.aggregation import commit_entries
+from fedzo.coordinator.aggregation import commit_entries
 from fedzo.coordinator.calibration import calibrated_rate
 from fedzo.coordinator.history import History
 from fedzo.coordinator.messages import Plan, Purpose, Report

@@ -11,6 +11,7 @@ from fedzo.coordinator.answered import Answered
 from fedzo.coordinator.bases import Bases
 from fedzo.coordinator.calibration import Measured, calibration_due, measured
 from fedzo.coordinator.divergence import TRAINING_WINDOW, Divergence, LossWatch
+from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.journal.file import JournalContents
 from fedzo.journal.records import (
@@ -25,9 +26,9 @@ from fedzo.journal.records import (
     Rollback,
     Start,
     Void,
+    add_entries,
 )
 from fedzo.methods import get_method
-from fedzo.range_guard import RangeGuard, add_entries
 
 
 class History:

@@ -28,12 +28,12 @@ from fedzo.coordinator.messages import (
     Tick,
 )
 from fedzo.coordinator.round import Round
+from fedzo.coordinator.schedule import scheduled_rate
 from fedzo.errors import ProtocolError
 from fedzo.journal.file import JournalContents
 from fedzo.journal.records import Enrolment, Record, Rollback
 from fedzo.methods import get_method
 from fedzo.noise.draws import choose_cohort
-from fedzo.schedule import scheduled_rate
 
 MEASURE_ABOVE = 0.5
 """Maxima are asked for once the range guard's sum has used this share of its room."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedzo.compute_copy import CopyFormat
-from fedzo.drift import Drift
+from fedzo.base.manifest import Manifest
 from fedzo.errors import ConfigError
 from fedzo.estimate.weights import ExactWeights, Group, Make, Weights
-from fedzo.manifest import Manifest
 from fedzo.noise import CopyBackend, Increments, Segment, backend_at
-from fedzo.replica import Replica
 from fedzo.scopes import Kind
+from fedzo.state.compute_copy import CopyFormat
+from fedzo.state.drift import Drift
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import CPU, scratch_place
 from fedzo.tiers.device import SLOT_ELEMENTS, carrier
 from fedzo.tiers.store import Piece, Store

@@ -18,7 +18,7 @@ from fedzo.errors import EstimationError
 from fedzo.estimate.lockstep import Lockstep
 from fedzo.estimate.skeleton import Skeleton
 from fedzo.estimate.weights import ExactWeights, Group, Weights
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch], torch.Tensor]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 
 from fedzo.noise import Term
-from fedzo.replica import Replica
 from fedzo.scopes import Kind
+from fedzo.state.replica import Replica
 
 _SAMPLE = 1 << 16
 """Elements of a tensor that are looked at, from its first on."""

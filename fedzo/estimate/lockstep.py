@@ -19,10 +19,10 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from fedzo.base.manifest import Manifest
 from fedzo.estimate.scratch import ScratchPool
 from fedzo.estimate.skeleton import Skeleton
 from fedzo.estimate.weights import Group, Weights
-from fedzo.manifest import Manifest
 
 Block = tuple[int, ...]
 

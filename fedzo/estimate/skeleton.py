@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
+from fedzo.base.manifest import Manifest
 from fedzo.errors import EstimationError
 from fedzo.estimate.blocks import find_blocks, is_table
-from fedzo.manifest import Manifest
 
 
 class AbsentWeight(torch.Tensor):

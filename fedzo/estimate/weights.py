@@ -9,9 +9,9 @@ from typing import Protocol
 
 import torch
 
-from fedzo.manifest import Manifest
+from fedzo.base.manifest import Manifest
 from fedzo.noise import Increments, Term
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tiers.choice import CPU
 from fedzo.tiers.device import carrier
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.errors import ConfigError, JournalDamageError, JournalFormatError
 from fedzo.journal.records import (
     NUMERICS_VERSION,
@@ -31,7 +32,6 @@ from fedzo.journal.records import (
     Task,
     Void,
 )
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.noise import Distribution
 from fedzo.noise.draws import pool_seeds
 from fedzo.noise.increments import COEFFICIENT_LIMIT

@@ -4,11 +4,12 @@ These are the terms of `protos/fedzo/v1/journal.proto` without protobuf, so that
 them. A position is a number of records applied: record n (counted from 1) leads from position n − 1 to n.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import NamedTuple
 
-from fedzo.manifest import Manifest
+from fedzo.base.manifest import Manifest
 from fedzo.noise import Distribution
 from fedzo.scopes import ALL, Scope
 
@@ -21,6 +22,16 @@ class Entry(NamedTuple):
 
     seed: int
     coefficient: int
+
+
+def add_entries(totals: dict[int, int], entries: Iterable[Entry]) -> None:
+    """A(s) += coefficient for each entry; seeds whose total returns to 0 are forgotten."""
+    for seed, coefficient in entries:
+        total = totals.get(seed, 0) + coefficient
+        if total:
+            totals[seed] = total
+        else:
+            totals.pop(seed, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from fedzo.base.manifest import Manifest
 from fedzo.errors import ConfigError
 from fedzo.journal import Genesis, Rules, Task
-from fedzo.manifest import Manifest
 from fedzo.methods import get_method
 from fedzo.methods.method import to_coefficient
 from fedzo.noise import Distribution

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from fedzo.coordinator.schedule import SCHEDULES
 from fedzo.errors import ConfigError
 from fedzo.noise import Distribution
 from fedzo.options.checks import MOST, require_choice, require_range
-from fedzo.schedule import SCHEDULES
 
 AUTO = "auto"
 """A learning rate that calibrations find."""

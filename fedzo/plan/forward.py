@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
 from fedzo.errors import CheckpointError
 from fedzo.estimate.blocks import Blocks, find_blocks
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from fedzo.compute_copy import CopyFormat
+from fedzo.base.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.estimate import LANES
 from fedzo.estimate.blocks import Blocks
-from fedzo.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.noise import Distribution
 from fedzo.plan.forward import Forward
 from fedzo.plan.machine import Machine
-from fedzo.replica import Replica
+from fedzo.state.compute_copy import CopyFormat
+from fedzo.state.replica import Replica
 from fedzo.tiers import BUFFER_ELEMENTS, LEAST_BUFFERS
 from fedzo.tiers.choice import tier_for
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
+from fedzo.base.initial_weights import STANDARD_DEVIATION, initialise
 from fedzo.errors import ConfigError
-from fedzo.initial_weights import STANDARD_DEVIATION, initialise
 from fedzo.scopes.scope import Kind, Scope
 
 _EVERYWHERE = "all-linear"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fedzo.checkpoint import Base, unique_parameters
+from fedzo.base.checkpoint import Base, unique_parameters
 from fedzo.errors import ConfigError
 from fedzo.scopes.adapters import add_adapter, trained_parameters
 from fedzo.scopes.frozen import Frozen

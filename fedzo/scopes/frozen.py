@@ -6,7 +6,7 @@ from torch import nn
 
 
 class FrozenParameter(nn.Parameter):
-    """A parameter that is read like any other, and is none for `fedzo.checkpoint.unique_parameters`."""
+    """A parameter that is read like any other, and is none for `fedzo.base.checkpoint.unique_parameters`."""
 
 
 class Frozen:

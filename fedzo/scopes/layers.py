@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedzo.base.manifest import Manifest
 from fedzo.errors import ConfigError
-from fedzo.manifest import Manifest
 from fedzo.noise.philox import join64, philox4x32, split64
 from fedzo.scopes.scope import Kind, Scope
 

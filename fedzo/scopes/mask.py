@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedzo.quantise import quantised
+from fedzo.base.quantise import quantised
 from fedzo.scopes.scope import MILLION
 
 _HALF = 15

@@ -4,7 +4,7 @@ TIERS = ("auto", "device", "host", "disk")
 """What a user can ask for; see `fedzo.tiers.choice`."""
 
 COPIES = ("none", "bf16", "fp16", "int8")
-"""What a user can ask for as a compute copy (`fedzo.compute_copy`); `none` reads the state itself."""
+"""What a user can ask for as a compute copy (`fedzo.state.compute_copy`); `none` reads the state itself."""
 
 BUFFER_ELEMENTS = 1 << 21
 """Of a read from disk: 8 MiB, large enough for a disk's full bandwidth."""

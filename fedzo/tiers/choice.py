@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from fedzo.base.manifest import Manifest
 from fedzo.device import free_bytes_of
-from fedzo.manifest import Manifest
 from fedzo.tiers.device import page_locked
 from fedzo.tiers.disk import DiskStore
 from fedzo.tiers.host import HostStore

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from fedzo.checkpoint import raw_bytes
+from fedzo.base.checkpoint import raw_bytes
+from fedzo.base.manifest import Manifest
 from fedzo.errors import StateFileError
-from fedzo.manifest import Manifest
 from fedzo.tiers import BUFFER_ELEMENTS, LEAST_BUFFERS
 from fedzo.tiers.mask_file import MaskFile
 from fedzo.tiers.page import PAGE_BYTES, Page, read_at, write_at, write_page

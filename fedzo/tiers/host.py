@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from fedzo.checkpoint import raw_bytes
+from fedzo.base.checkpoint import raw_bytes
+from fedzo.base.manifest import Manifest
 from fedzo.errors import StateFileError
-from fedzo.manifest import Manifest
 from fedzo.tiers.page import PAGE_BYTES, Page, write_at, write_page
 from fedzo.tiers.store import Layout, Piece
 

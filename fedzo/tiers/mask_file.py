@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from fedzo.checkpoint import raw_bytes
+from fedzo.base.checkpoint import raw_bytes
 from fedzo.noise import Mask
 from fedzo.tiers.page import read_at, write_at
 from fedzo.tiers.store import WORD_BITS, Extent, Layout

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from fedzo.manifest import Manifest
+from fedzo.base.manifest import Manifest
 from fedzo.noise import Increments, Mask, Segment, StepTables
 from fedzo.tiers.page import Page
 

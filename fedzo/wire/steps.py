@@ -8,7 +8,7 @@ the rest. The sender tries that first, and the receiver's check of the hash conf
 from collections.abc import Iterable
 from contextlib import suppress
 
-from fedzo.aggregation import commit_entries
+from fedzo.coordinator.aggregation import commit_entries
 from fedzo.errors import ProtocolError
 from fedzo.journal.codec import encode_record
 from fedzo.journal.records import ClientReport, Commit, Genesis, Record

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
 from fedzo.estimate import Batch, Loss, Measure
 from fedzo.journal import Rules
 from fedzo.tasks.examples import ClientExamples

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
 from fedzo.estimate import Batch, Loss, model_loss
 from fedzo.journal import Rules
 from fedzo.noise import COEFFICIENT_BITS, Distribution

@@ -4,10 +4,10 @@ from math import isfinite
 
 import torch
 
+from fedzo.coordinator.schedule import scheduled_rate
 from fedzo.errors import ConfigError
 from fedzo.journal import ClientEvaluation, ClientReport, Commit, Evaluation, Record
 from fedzo.run_directory import RunDirectory
-from fedzo.schedule import scheduled_rate
 
 from ..options import SimulateOptions
 from ..simulator import Progress

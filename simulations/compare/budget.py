@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
+from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.coordinator.calibration import calibration_directions, calibration_forwards, next_calibration
 from fedzo.errors import ConfigError
 from fedzo.journal import Calibration, ClientReport, Commit, Record, Rules, Task
 from fedzo.journal.codec import encode_record, report_size
-from fedzo.manifest import Manifest, TensorSpec
 from fedzo.methods import get_method, method_reports
 
 from ..baselines import get_baseline

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedzo.config import read_toml
 from fedzo.errors import ConfigError
-from fedzo.plot import draw
+from fedzo.results.plot import draw
 
 from .cells import run_cell
 from .plan import BUDGETS, Comparison, read_comparison

@@ -6,7 +6,7 @@ from math import isfinite
 from statistics import mean, stdev
 from typing import Any
 
-from fedzo.plot import AXES, Curves
+from fedzo.results.plot import AXES, Curves
 
 from .plan import Rate, Row, rate_text
 from .queue import Queue
@@ -71,7 +71,7 @@ def mean_points(results: Sequence[Result]) -> list[Point]:
 
 
 def curves(queue: Queue) -> list[Curves]:
-    """Of every row with results, the mean over seeds, as `fedzo.plot` draws them."""
+    """Of every row with results, the mean over seeds, as `fedzo.results.plot` draws them."""
     found = []
     for row in queue.comparison.rows:
         points = mean_points(queue.results(row))

@@ -8,13 +8,14 @@ were drawn. It is not the run that would have been without the client, and no pr
 
 from collections.abc import Sequence
 
-from fedzo.aggregation import commit_entries
+from fedzo.coordinator.aggregation import commit_entries
 from fedzo.coordinator.history import History
+from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ConfigError, RangeGuardError
 from fedzo.journal import Commit, Entry
+from fedzo.journal.records import add_entries
 from fedzo.methods import get_method
-from fedzo.range_guard import RangeGuard, add_entries
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 
 def remove_client(replica: Replica, history: History, name: str) -> int:

@@ -2,8 +2,8 @@
 
 from blake3 import blake3
 
-from fedzo.checkpoint import raw_bytes
-from fedzo.manifest import Manifest
+from fedzo.base.checkpoint import raw_bytes
+from fedzo.base.manifest import Manifest
 from fedzo.tiers.store import Piece
 
 

@@ -5,21 +5,21 @@ monotone. The bound is a sum over entries, which grows faster than the state doe
 measured maxima of the state before it restarts the sum from there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedzo.base.manifest import Manifest
+from fedzo.coordinator.seed_totals import SeedTotals
 from fedzo.errors import RangeGuardError
 from fedzo.journal.records import Entry, Record
-from fedzo.manifest import Manifest
 from fedzo.noise import COEFFICIENT_BITS, Distribution
 from fedzo.noise.directions import dither
 from fedzo.noise.increments import COEFFICIENT_LIMIT, rounded_steps
 from fedzo.scopes import ALL, Scope
 from fedzo.scopes.layers import touches_of
-from fedzo.seed_totals import SeedTotals
 
 RANGE_LIMIT = 2**30
 LARGEST_BOUND = 2 * RANGE_LIMIT
@@ -35,16 +35,6 @@ class _Change(NamedTuple):
     """Aₚ(s) after it, likewise."""
     growth: NDArray[np.int64]
     """Of the sum of every tensor: int64[tensors]."""
-
-
-def add_entries(totals: dict[int, int], entries: Iterable[Entry]) -> None:
-    """A(s) += coefficient for each entry; seeds whose total returns to 0 are forgotten."""
-    for seed, coefficient in entries:
-        total = totals.get(seed, 0) + coefficient
-        if total:
-            totals[seed] = total
-        else:
-            totals.pop(seed, None)
 
 
 class RangeGuard:

@@ -5,8 +5,8 @@ from typing import Any
 
 from fedzo.artifact import read_artifact
 from fedzo.artifact.replica import rebuild_artifact
-from fedzo.checkpoint import head_of, load_base
-from fedzo.rebuild import plain_model, rebuild
+from fedzo.base.checkpoint import head_of, load_base
+from fedzo.results.rebuild import plain_model, rebuild
 from fedzo.run_directory import RunDirectory
 
 

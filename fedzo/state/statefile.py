@@ -11,7 +11,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from fedzo.errors import StateFileError
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 from fedzo.tiers.page import PAGE_BYTES, read_page
 
 _CHUNK_BYTES = 1 << 24

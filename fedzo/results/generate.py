@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from fedzo.checkpoint import load_base, load_tokenizer
+from fedzo.base.checkpoint import load_base, load_tokenizer
 from fedzo.errors import ConfigError
 from fedzo.estimate import Estimator, weights_of
-from fedzo.rebuild import plain_model, rebuild
+from fedzo.results.rebuild import plain_model, rebuild
 from fedzo.run_directory import RunDirectory
 from fedzo.tiers.choice import CPU
 from fedzo.tiers.host import HostStore

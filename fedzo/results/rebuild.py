@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from fedzo.checkpoint import Base, head_of, load_base, unique_parameters
+from fedzo.base.checkpoint import Base, head_of, load_base, unique_parameters
 from fedzo.config import read_toml
 from fedzo.coordinator import History
 from fedzo.errors import ConfigError, StateFileError
 from fedzo.journal import Genesis, Journal, JournalContents, Record, Rollback, read_journal
 from fedzo.noise import NoiseBackend
-from fedzo.replica import Replica
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import prepare, scoped
-from fedzo.statefile import load_state
+from fedzo.state.replica import Replica
+from fedzo.state.statefile import load_state
 from fedzo.tiers.choice import CPU, scratch_place
 
 

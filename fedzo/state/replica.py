@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedzo.drift import Drift
 from fedzo.errors import BaseMismatchError, ReplicaError
-from fedzo.exact_state import ExactState
-from fedzo.journal.records import Entry, Genesis, Record, Start
-from fedzo.range_guard import add_entries
+from fedzo.journal.records import Entry, Genesis, Record, Start, add_entries
+from fedzo.state.drift import Drift
+from fedzo.state.exact_state import ExactState
 from fedzo.tiers.page import Page
 
 

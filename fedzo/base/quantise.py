@@ -6,10 +6,10 @@ from math import isfinite
 import numpy as np
 import torch
 
-from fedzo.checkpoint import unique_parameters
+from fedzo.base.checkpoint import unique_parameters
+from fedzo.base.manifest import MAX_MAGNITUDE, Manifest, TensorSpec, exponent_for
+from fedzo.base.paging import release
 from fedzo.errors import CheckpointError
-from fedzo.manifest import MAX_MAGNITUDE, Manifest, TensorSpec, exponent_for
-from fedzo.paging import release
 
 _CHUNK = 1 << 17
 """Elements worked on at a time: a buffer that stays in cache and is used again."""

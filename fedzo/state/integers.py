@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
+from fedzo.base.manifest import Manifest
 from fedzo.errors import ReplicaError
-from fedzo.journal.records import Entry
-from fedzo.manifest import Manifest
+from fedzo.journal.records import Entry, add_entries
 from fedzo.noise import Distribution, Increments, NoiseBackend, Term
-from fedzo.range_guard import add_entries
 from fedzo.scopes import Kind, Scope
 from fedzo.scopes.layers import touches_of
-from fedzo.survey import Survey
+from fedzo.state.survey import Survey
 from fedzo.tiers.page import Page
 from fedzo.tiers.store import Store
 

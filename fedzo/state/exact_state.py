@@ -10,16 +10,16 @@ from typing import Self
 
 import torch
 
-from fedzo.checkpoint import Base, unique_parameters
-from fedzo.drift import Drift
-from fedzo.integers import Integers
+from fedzo.base.checkpoint import Base, unique_parameters
+from fedzo.base.manifest import Manifest
+from fedzo.base.paging import release
+from fedzo.base.quantise import describe_model, quantised
 from fedzo.journal.records import Entry
-from fedzo.manifest import Manifest
 from fedzo.noise import Distribution, Increments, NoiseBackend, Term, get_backend
-from fedzo.paging import release
-from fedzo.quantise import describe_model, quantised
 from fedzo.scopes import ALL, Kind, Scope
 from fedzo.scopes.mask import mask_words
+from fedzo.state.drift import Drift
+from fedzo.state.integers import Integers
 from fedzo.tiers.host import HostStore
 from fedzo.tiers.store import Piece, Store
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from fedzo.journal.records import Entry
+from fedzo.journal.records import Entry, add_entries
 from fedzo.noise.increments import COEFFICIENT_LIMIT
-from fedzo.range_guard import add_entries
-from fedzo.replica import Replica
+from fedzo.state.replica import Replica
 
 _OVERLAID = 4
 """More seeds than this are committed: about where the uses of an overlay cost what a pass over the state does."""

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from fedzo.checkpoint_files import FLOAT_TYPES, widest_type
+from fedzo.base.checkpoint_files import FLOAT_TYPES, widest_type
+from fedzo.base.initial_weights import initialise
+from fedzo.base.manifest import frame
+from fedzo.base.paging import release
 from fedzo.errors import CheckpointError
-from fedzo.initial_weights import initialise
 from fedzo.journal.records import Task
-from fedzo.manifest import frame
-from fedzo.paging import release
 from fedzo.scopes.frozen import FrozenParameter
 
 BASE_MAGIC = b"fedzo-base-1\n"

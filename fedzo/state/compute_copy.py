@@ -11,7 +11,7 @@ from math import prod
 
 import torch
 
-from fedzo.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
+from fedzo.base.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.noise import Scales
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from fedzo.journal.records import Entry
+from fedzo.journal.records import Entry, add_entries
 from fedzo.noise import Term
-from fedzo.range_guard import add_entries
 
 PATIENCE = 16
 """A record after which more seeds than these have moved is the next anchor."""

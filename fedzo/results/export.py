@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from fedzo.checkpoint import Base, load_tokenizer, raw_bytes, unique_parameters
+from fedzo.base.checkpoint import Base, load_tokenizer, raw_bytes, unique_parameters
 from fedzo.errors import ConfigError
-from fedzo.rebuild import plain_model
-from fedzo.replica import Replica
+from fedzo.results.rebuild import plain_model
 from fedzo.scopes import Kind
+from fedzo.state.replica import Replica
 
 
 def export_model(replica: Replica, base: Base, out: Path, *, merge: bool = False) -> None:

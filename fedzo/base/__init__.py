@@ -1,0 +1,1 @@
+"""The base: the checkpoint that a run starts from, its digest, its tensors and their fixed-point form."""
