@@ -85,7 +85,7 @@ def test_a_hugging_face_model_with_its_own_loss(tiny_model):
     model = LlamaForCausalLM.from_pretrained(tiny_model)
     ids = torch.randint(64, (24, 10), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": row, "labels": row} for row in ids]
-    done = fedzo.simulate(model, [data[:12], data[12:]], rounds=3, lr=1e-3, batch_size=4)
+    done = fedzo.simulate(model, [data[:12], data[12:]], rounds=3, batch_size=4)
     assert len(done.losses) == 3
     assert done.held_out_losses == []
     assert model.generate(ids[:1], max_new_tokens=2, pad_token_id=0).shape == (1, 12)
