@@ -3,6 +3,8 @@
 from collections import Counter
 from math import nan
 
+import numpy as np
+import pytest
 from coordination import (
     NAMES,
     ReplicaRun,
@@ -11,6 +13,7 @@ from coordination import (
     kinds,
     replica_run,
 )
+from helpers import make_rules
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +24,7 @@ from fedzo.coordinator import (
     Purpose,
     rollback_entries,
 )
-from fedzo.coordinator.divergence import LossWatch
+from fedzo.coordinator.divergence import LossWatch, training_window
 from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.journal import (
     ClientReport,
@@ -40,7 +43,7 @@ from fedzo.noise.draws import derived_seeds
 
 
 def test_training_losses_that_blow_up_are_rolled_back_exactly_and_the_rate_halves():
-    run = replica_run(guard_factor=1.25)
+    run = replica_run(8, guard_factor=1.25)
     losses = {1: 2.0, 2: 1.9, 3: 1.8, 4: 9.0, 5: 9.0}
     run.play(lambda run, client: {"loss": losses[run.plan.round]}, until=lambda run: len(run.records) == 5)
     assert kinds(run)[-1] == "Commit4", "one loss alone is no divergence: the median of three is compared"
@@ -221,7 +224,7 @@ def test_a_roll_back_is_never_out_of_range():
     assert step(run, -0.125, loss=3.0).maxima == (round(1.75 * 2**29),)
     run.send(run.answer(0, diverged=True))
     assert kinds(run)[-2:] == ["Void4", "Rollback4"]
-    assert_rolled_back(run, 1)
+    assert_rolled_back(run, 0)
     assert run.replica.weights(0).item() == 0.0
     Coordinator(run.contents)
 
@@ -260,6 +263,21 @@ def test_a_run_that_was_rolled_back_by_hand_goes_on_from_there():
     run.play()
     assert kinds(run)[-4:] == ["Rollback4", "Commit5", "Commit6", "End6"]
     assert run.records[-1].state_digest == run.digests[-1]
+
+
+@pytest.mark.parametrize(("clients", "window"), [(1, 24), (2, 12), (4, 6), (8, 3), (1000, 3)])
+def test_noise_of_single_batches_is_no_divergence_and_a_blow_up_is(clients, window):
+    """Losses of a batch spread as those of sixteen labels do, about 0.1 around 0.69; a commit has their mean."""
+    assert training_window(make_rules(cohort=clients)) == window
+    for seed in range(20):
+        draw, watch = np.random.default_rng(seed), LossWatch("training", window, 1.25)
+        losses = 0.69 + 0.1 * draw.standard_normal((300, min(clients, 100))).mean(axis=1)
+        assert [watch.observe(loss, position) for position, loss in enumerate(losses)] == [None] * 300
+        assert [watch.observe(1.2, position) for position in range(300, 300 + window)][-1] is not None
+
+
+def test_an_asynchronous_commit_has_as_many_reports_as_its_buffer():
+    assert training_window(make_rules(cohort=8, buffer_size=2, max_staleness=16)) == 12
 
 
 def test_a_roll_back_that_was_asked_for_is_not_undone_by_the_guard():

@@ -7,13 +7,22 @@ the same.
 
 from collections import deque
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from statistics import median
 
-TRAINING_WINDOW = 3
-"""Losses of training rounds are noisy: their median over this many rounds is compared."""
+from fedzo.journal.records import Rules
+
+_LEAST_WINDOW = 3
+_REPORTS = 24
+"""The loss of a report is that of one batch. The best of many medians is low by their noise, and the next ones are not:
+a median of less would be a divergence now and then where nothing diverges."""
 RATE_FACTOR = 0.5
 """What a divergence multiplies the learning rate by."""
+
+
+def training_window(rules: Rules) -> int:
+    """Commits whose median training loss is compared."""
+    return max(_LEAST_WINDOW, ceil(_REPORTS / (rules.buffer_size or rules.cohort)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 from fedzo.coordinator.answered import Answered
 from fedzo.coordinator.bases import Bases
 from fedzo.coordinator.calibration import Measured, calibration_due, measured
-from fedzo.coordinator.divergence import TRAINING_WINDOW, Divergence, LossWatch
+from fedzo.coordinator.divergence import Divergence, LossWatch, training_window
 from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.journal.file import JournalContents
@@ -75,7 +75,7 @@ class History:
         self.range_guard = RangeGuard(genesis.manifest, genesis.distribution, genesis.scope)
         self.anchor = 0
         """Position whose maxima a standing record stated last; the range guard's anchors are the totals there."""
-        self._training = LossWatch("training", TRAINING_WINDOW, factor)
+        self._training = LossWatch("training", training_window(genesis.rules), factor)
         self._held_out = LossWatch("held-out", 1, factor)
         self._evaluated: set[int] = set()
         self._memory: Any = None
