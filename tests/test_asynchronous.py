@@ -247,7 +247,8 @@ def test_who_comes_back_is_given_its_plan_again():
     assert [(client, plan.round, plan.position) for client, plan in run.plans.items()] == [(1, 1, 2)]
 
 
-def test_a_rollback_cuts_off_what_was_made_on_the_states_that_are_no_more():
+def test_a_rollback_cuts_off_what_was_made_on_the_states_that_are_no_more(monkeypatch):
+    monkeypatch.setattr("fedzo.coordinator.history.training_window", lambda rules: 3)
     run = tickets(3, buffer_size=1, max_staleness=9, guard_factor=1.5)
     for loss in (2.0, 2.0, 2.0):
         run.take(0, loss=loss)

@@ -271,7 +271,7 @@ def test_where_no_loss_is_finite_the_rounds_are_spent_and_the_run_ends():
 
 
 def test_after_a_roll_back_the_rate_is_found_anew_and_stays_halved():
-    run = started(2, calibrated=True, rounds=30, guard_factor=1.5, directions=4, schedule="constant")
+    run = started(8, calibrated=True, rounds=30, guard_factor=1.5, directions=4, schedule="constant")
     run.play(lambda run, client: {"loss": 9.0 if run.plan.round in (4, 5) else 2.0})
     back = next(k for k, record in enumerate(run.records) if isinstance(record.body, Rollback))
     assert isinstance(run.records[back + 1].body, Calibration)
