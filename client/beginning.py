@@ -23,9 +23,17 @@ async def open_or_begin(options: ClientOptions, reach: Reach, say: Say) -> Journ
 
     One of a run with a seed pool is begun anew where totals are less than the records that it lacks. A compute copy is
     made at a record that all records before it determine, so a client with one needs them all.
+
+    Raises:
+        ConfigError: another process is beginning there.
     """
-    options.directory.mkdir(parents=True, exist_ok=True)
-    path, excerpts = RunDirectory(options.directory).journal, options.compute_copy == "none"
+    run = RunDirectory(options.directory)
+    with run.exclusive():
+        return await _open_or_begin(options, run.journal, reach, say)
+
+
+async def _open_or_begin(options: ClientOptions, path: Path, reach: Reach, say: Say) -> Journal | None:
+    excerpts = options.compute_copy == "none"
     request, genesis_hash = pb.GenesisRequest(totals=excerpts, name=options.name), b""
     journal = open_journal(path, say, excerpts=excerpts)
     if journal is not None:
@@ -39,7 +47,7 @@ async def open_or_begin(options: ClientOptions, reach: Reach, say: Say) -> Journ
         return None
     if genesis_hash and (not reply.start or reply.record_hash != genesis_hash):
         return Journal.open(path, excerpts=True)
-    return _begin(path, reply, options.connection.address, say)
+    return _begin(path, reply, options.connection.address, say, replace=bool(genesis_hash))
 
 
 def _totals_may_help(contents: JournalContents) -> bool:
@@ -48,8 +56,8 @@ def _totals_may_help(contents: JournalContents) -> bool:
     return contents.genesis.rules.pool_size > 0 and not ended
 
 
-def _begin(path: Path, reply: pb.GenesisReply, address: str, say: Say) -> Journal:
-    """A new copy, in the place of one that may be there.
+def _begin(path: Path, reply: pb.GenesisReply, address: str, say: Say, *, replace: bool) -> Journal:
+    """A new copy, in the place of one that is there.
 
     Raises:
         ProtocolError: it cannot be made of what the server sent; what was there is as it was.
@@ -60,8 +68,7 @@ def _begin(path: Path, reply: pb.GenesisReply, address: str, say: Say) -> Journa
         raise ProtocolError(
             f"{address}: what it sent to begin with cannot be used, and nothing was written: {error}"
         ) from error
-    path.unlink(missing_ok=True)
-    journal = Journal.create_whole(path, content)
+    journal = Journal.create_whole(path, content, replace=replace)
     if journal.contents.start is not None:
         say(f"begins with the totals at position {journal.contents.first}, {len(content)} bytes in place of records")
     return journal

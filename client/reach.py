@@ -77,7 +77,7 @@ class Reach:
                 "with --patience"
             )
         if reason != self._said:
-            self._say(f"without the server, trying again: {reason}")
+            self._say(f"without the server, trying again for {self._patience_s:g} s (--patience): {reason}")
             self._said = reason
         try:
             async with asyncio.timeout(self._backoff.next_s()):

@@ -63,8 +63,10 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
     Raises:
         FedzoError: base, data or journal cannot be used, or the server refused; by name.
     """
-    reach = Reach(options.connection.address, options.patience, stop, say)
-    while (journal := await open_or_begin(options, reach, say)) is not None:
+    while True:
+        reach = Reach(options.connection.address, options.patience, stop, say)
+        if (journal := await open_or_begin(options, reach, say)) is None:
+            return None
         with journal:
             try:
                 return await _follow(options, journal, stop, say)
@@ -79,7 +81,6 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
                     f"{error}; the totals that this copy of the journal began with are given up: start the client "
                     "again, and they are fetched again"
                 ) from error
-    return None
 
 
 async def _follow(options: ClientOptions, journal: Journal, stop: asyncio.Event, say: Say) -> Taken:

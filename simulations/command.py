@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
         options_command(SimulateOptions, evaluate, only=(*_DATA_OPTIONS, "batch_size", "threads", "state", "device"))
     )
     app.command("influence")(
-        options_command(SimulateOptions, influence, only=("data", "text_field", "batch_size", "threads", "state"))
+        options_command(
+            SimulateOptions, influence, only=("data", "text_field", "batch_size", "threads", "state", "device")
+        )
     )
     app.command("demo")(demo)
 
@@ -133,7 +135,10 @@ def evaluate(
     facts = {"loss": found.loss, "perplexity": found.perplexity, **found.metrics}
     known = {name: value for name, value in facts.items() if value is not None}
     if found.cut:
-        typer.echo(f"note: {found.cut} examples fill --max-length and may be cut; a larger one would show", err=True)
+        typer.echo(
+            f"note: {found.cut} examples fill --max-length and may be cut; what a run reads was chosen when it began",
+            err=True,
+        )
     if as_json:
         finite = {name: _finite(value) for name, value in known.items()}
         typer.echo(json.dumps(finite | {"examples": found.examples}))

@@ -58,7 +58,8 @@ def get_engine(name: str) -> EngineType:
     for module in ("flwr", "ray"):
         if find_spec(module) is None:
             raise ConfigError(
-                f"engine 'flower' needs {module}, which is not installed: pip install 'fedzo[simulation]'"
+                f"engine 'flower' needs {module}, which is not installed: "
+                "pip install -c constraints.txt '.[simulation]'"
             )
     os.environ |= ENVIRONMENT
     from .ray_federation import RayFederation  # noqa: PLC0415

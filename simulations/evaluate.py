@@ -66,7 +66,7 @@ def evaluate(target: str, given: dict[str, Any], base: str | None, shown: Shown 
     Raises:
         ConfigError, DataError, CheckpointError, JournalError: by name.
     """
-    torch.set_num_threads(given.get("threads") or torch.get_num_threads())
+    use_threads(given)
     run = RunDirectory(Path(target))
     if not run.journal.exists():
         return measured(_of_model(target, given, shown))
@@ -74,6 +74,13 @@ def evaluate(target: str, given: dict[str, Any], base: str | None, shown: Shown 
         if name in given:
             raise ConfigError(f"option {option_name(name)}: {target} is a run, and its own is used; leave it out")
     return measured(subject_of_run(run, rebuilt(run, given, base), given, shown))
+
+
+def use_threads(given: dict[str, Any]) -> None:
+    """Compute with the option's threads; raises ConfigError."""
+    threads = given.get("threads", 0)
+    require_range("threads", threads, 0, 2**16)
+    torch.set_num_threads(threads or torch.get_num_threads())
 
 
 def rebuilt(run: RunDirectory, given: dict[str, Any], base: str | None) -> tuple[Replica, Base, JournalContents]:
@@ -107,7 +114,9 @@ def subject_of_run(
     device = get_device(given.get("device", "cpu"))
     weights = weights_of(replica, "none", given.get("state", "auto"), run.path, device)
     estimator = Estimator(loaded.model, replica, lanes_at_once=_BATCHES_TOGETHER, weights=weights)
-    return Subject(estimator.evaluate, task, examples, given.get("batch_size", contents.genesis.rules.batch_size))
+    batch_size = given.get("batch_size", contents.genesis.rules.batch_size)
+    require_range("batch_size", batch_size, 1, MOST)
+    return Subject(estimator.evaluate, task, examples, batch_size)
 
 
 def _held_out(run: RunDirectory, stored: dict[str, Any], task: Task) -> list[list[Row]]:
@@ -115,7 +124,8 @@ def _held_out(run: RunDirectory, stored: dict[str, Any], task: Task) -> list[lis
     if "data" not in stored:
         raise ConfigError(f"{run.path}: the run was no simulation, so its rows are not known here; give --data")
     values = parse_options(SimulateOptions, stored, str(run.config))
-    options = make_options(SimulateOptions, values | {"task": task.spec.name})  # a file that it began with may be gone
+    here = {"task": task.spec.name, "device": "cpu", "backend": "auto"}  # what it began with may not be at hand
+    options = make_options(SimulateOptions, values | here)
     shares = [held_out for _, held_out in deal(options, task, read_rows(options.data))]
     if not any(shares):
         raise ConfigError(f"{run.path}: the run holds nothing out; give --data")
@@ -124,7 +134,9 @@ def _held_out(run: RunDirectory, stored: dict[str, Any], task: Task) -> list[lis
 
 def _of_model(target: str, given: dict[str, Any], shown: Shown) -> Subject:
     if "data" not in given:
-        raise ConfigError(f"{target} is no run directory, so it is taken for a model: give --data to evaluate it on")
+        raise ConfigError(
+            f"{target} holds no run, so it is taken for a model: name a run, or give --data to evaluate it on"
+        )
     if "state" in given:
         raise ConfigError(f"option state: {target} is not a run directory, which alone has a state; leave it out")
     values = {"model": target, "out": "", "clients": 1} | given

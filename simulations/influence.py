@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedzo.coordinator.history import History
 from fedzo.errors import RangeGuardError, ReplicaError
 from fedzo.journal import Entry
@@ -19,7 +17,7 @@ from fedzo.results.without import check_range, check_removable, entries_without
 from fedzo.run_directory import RunDirectory
 from fedzo.state.replica import Replica
 
-from .evaluate import Shown, rebuilt, subject_of_run
+from .evaluate import Shown, rebuilt, subject_of_run, use_threads
 from .measured import Evaluated, Subject, measured
 
 
@@ -54,7 +52,7 @@ def influences(
         ConfigError, DataError, CheckpointError, JournalError: by name.
         ReplicaError: at the end, the state is not the one before; what was yielded is wrong.
     """
-    torch.set_num_threads(given.get("threads") or torch.get_num_threads())
+    use_threads(given)
     run = RunDirectory(target).require()
     replica, loaded, contents = rebuilt(run, given, base)
     history = check_history(contents)

@@ -3,6 +3,7 @@
 import torch
 
 from fedzo.base.checkpoint_files import stored_bytes
+from fedzo.device import get_device
 from fedzo.plan.forward import outline
 from fedzo.plan.memory import Asked, MemoryPlan, plan_memory, process_bytes
 from fedzo.tasks import get_task
@@ -22,7 +23,7 @@ def plan_run(options: SimulateOptions) -> MemoryPlan | None:
     """
     if (
         options.engine != "inline"
-        or options.device != "cpu"
+        or get_device(options.device).type != "cpu"
         or get_task(options.definition().task).head
         or stored_bytes(options.model) < _WORTH_BYTES
     ):

@@ -312,7 +312,7 @@ def test_it_descends_where_a_hundred_times_its_rate_does_not():
 
 
 def test_only_auto_is_a_word_for_a_rate(demo, tmp_path):
-    assert "lr 'quick' is unknown; choose one of: auto" in refused(
+    assert "option lr is 'quick'; expected 'auto', or a number" in refused(
         "simulate", *simulate_options(demo, tmp_path / "run", lr="quick")
     )
     with pytest.raises(ConfigError, match="option 'lr' is None; expected float or str"):

@@ -72,7 +72,7 @@ def test_what_is_wrong_with_a_comparison_is_named(given, message):
             ["distinct", "--forwards", 10],
             "row 'distinct': a round of 'distinct' takes 16 of forwards, the budget is 10",
         ),
-        (["fzoo", "--forwards", 100], "row 'fzoo': option directions is 1"),
+        (["fzoo", "--directions", 1, "--forwards", 100], "row 'fzoo': option directions is 1"),
         (["sgd", "--forwards", 100, "--rates", "fast"], "option rates is 'fast'"),
         (["adamw", "--forwards", 100, "--objective", "f1", "--guard", 0], "row 'adamw': objective is 'f1', which has"),
     ],

@@ -143,7 +143,7 @@ def test_without_ray_the_engine_says_what_to_install(demo, tmp_path, monkeypatch
 
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name == "ray" else object())
     said = refused("simulate", *simulate_options(demo, tmp_path / "run", engine="flower"))
-    assert "engine 'flower' needs ray, which is not installed: pip install 'fedzo[simulation]'" in said
+    assert "engine 'flower' needs ray, which is not installed: pip install -c constraints.txt '.[simulation]'" in said
     assert not (tmp_path / "run").exists()
 
 

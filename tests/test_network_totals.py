@@ -12,7 +12,7 @@ import grpc
 import pytest
 from federation import OPTIONS
 from fedzo_client.home import Home
-from fedzo_client.options import ClientOptions, ConnectionOptions, Limits
+from fedzo_client.options import ClientOptions, ConnectionOptions
 from fedzo_client.runner import take_part
 from fedzo_server.beginning import Beginnings
 from journals import payloads_of
@@ -138,8 +138,6 @@ def test_totals_are_a_small_part_of_the_records_and_a_follower_goes_on_from_them
         later = pb.FollowRequest(position=start.position + 1, record_hash=reply.first.record_hash)
         rest = followed(stub, later, contents.position - start.position - 1)
     totals = len(reply.start) + reply.first.ByteSize()
-    with capsys.disabled():
-        print(f"\n{contents.position} records: {records[1]:,} bytes; totals {totals:,}, records after them {rest[1]:,}")
     assert totals <= 16 * pool + 1000
     assert totals + rest[1] < records[1] / 8
     assert rest[0] == contents.hashes[start.position + 2 :]
@@ -225,7 +223,6 @@ def test_a_replica_that_goes_wrong_is_rebuilt_from_base_and_totals(pool_run, dem
             for payload, digest in zip(payloads[18:], contents.hashes[18:], strict=True)
         ]
         home.replica.state[7] += 1
-        home.replica.invalidate_digest()
         home.follow(steps)
     assert said[-1] == f"rebuilt from base and {contents.position - 16} records"
     assert home.replica.digest() == contents.records[-1].state_digest
@@ -238,21 +235,18 @@ def ask(liar: Liar, demo, directory: Path, compute_copy: str = "none") -> None:
     with serving(liar) as address:
         options = ClientOptions(
             connection=ConnectionOptions(address=address),
-            limits=Limits(steps=64, batch=64, epsilon=1.0),
+            max_steps=64,
+            max_batch=64,
+            max_epsilon=1.0,
             model=demo.model,
             data=str(rows),
             directory=directory,
             name="late",
             eval_data="none",
-            eval_batch_size=0,
-            text_field="text",
-            dtype="float32",
             threads=1,
-            backend="auto",
             state="host",
             compute_copy=compute_copy,
-            directions_per_pass=1,
-            patience_s=0.0,
+            patience=0.0,
         )
         asyncio.run(take_part(options, asyncio.Event(), lambda text: None))
 

@@ -116,7 +116,7 @@ def test_the_legend_names_each_run_once(finished, tmp_path, monkeypatch):
 
 def test_without_matplotlib_the_extra_is_named(finished, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install 'fedzo[plot]'" in refused("plot", finished, "--out", tmp_path / "a.png")
+    assert "pip install -c constraints.txt '.[plot]'" in refused("plot", finished, "--out", tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 

@@ -206,7 +206,9 @@ def test_groups_that_do_not_fit_are_refused(given, message):
 def test_a_metric_that_needs_torchmetrics_says_so(monkeypatch):
     monkeypatch.setattr("fedzo.tasks.metrics.find_spec", lambda name: None)
     assert score("accuracy", TEXTS) == 0
-    with pytest.raises(ConfigError, match=r"needs the package torchmetrics: pip install 'fedzo\[metrics\]'"):
+    with pytest.raises(
+        ConfigError, match=r"needs the package torchmetrics: pip install -c constraints.txt '.\[metrics\]'"
+    ):
         score("f1", TEXTS)
 
 
@@ -489,6 +491,7 @@ def test_an_objective_is_trained_and_its_losses_are_shares(stories, shared, tmp_
         "task": "copa",
         "objective": "accuracy",
         "guard": 0,
+        "method": "distinct",
         "lr": 1e-3,
         "batch-size": 8,
         "rounds": 4,

@@ -27,7 +27,7 @@ def plan_memory(
     ] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples of a batch.")] = 16,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of an example.")] = 128,
-    state: Annotated[str, typer.Option("--state", help="As of `fedzo simulate`.")] = "auto",
+    state: Annotated[str, typer.Option("--state", help="As of `fedzo simulate`: host, disk or auto.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="As of `fedzo simulate`.")] = "float32",
     compute_copy: Annotated[str, typer.Option("--compute-copy", help="As of `fedzo simulate`.")] = "none",
     directions_per_pass: Annotated[int, typer.Option("--directions-per-pass", help="As of `fedzo simulate`.")] = 1,
@@ -46,10 +46,10 @@ def plan_memory(
     from fedzo.plan.machine import measure_machine
     from fedzo.plan.memory import Asked, process_bytes, step_seconds
     from fedzo.plan.memory import plan_memory as plan
-    from fedzo.tiers import COPIES, TIERS
+    from fedzo.tiers import COPIES
     from fedzo.tiers.choice import free_bytes
 
-    require_choice("state", state, TIERS)
+    require_choice("state", state, ("auto", "host", "disk"))
     require_choice("dtype", dtype, _TYPES)
     require_choice("compute-copy", compute_copy, COPIES)
     for name, number in (("batch-size", batch_size), ("directions-per-pass", directions_per_pass)):

@@ -13,8 +13,8 @@ State = Annotated[
     str,
     typer.Option(
         "--state",
-        help="Where a run's weights lie: device (the memory of --device), host (memory), disk (streamed from a file "
-        "that goes away), or auto: the first of these where half of what is free holds them.",
+        help="Where a run's weights lie: host (memory), disk (streamed from a file that goes away), or auto: the host "
+        "where half of its free memory holds them.",
     ),
 ]
 

@@ -54,8 +54,8 @@ class Journal:
         return cls.create_whole(path, journal_bytes(payload))
 
     @classmethod
-    def create_whole(cls, path: Path, content: bytes) -> Self:
-        """`create`, from a whole file's bytes."""
+    def create_whole(cls, path: Path, content: bytes, *, replace: bool = False) -> Self:
+        """`create`, from a whole file's bytes; `replace` puts it where another is, which stays if this fails."""
         partial, linked = path.with_name(path.name + ".partial"), False
         try:
             partial.unlink(missing_ok=True)  # a crash may have left it as a second name of a journal
@@ -63,15 +63,19 @@ class Journal:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(partial, path)  # unlike a rename it never replaces what is there
-            linked = True
+            if replace:
+                partial.replace(path)
+            else:
+                os.link(partial, path)  # unlike a rename it never replaces what is there
+                linked = True
             fsync_directory(path.parent)
         except FileExistsError:
             raise JournalError(f"{path}: a journal exists there already; resume it") from None
         except OSError as error:
             if linked:
                 path.unlink()
-            raise JournalWriteError(f"{path}: cannot be created: {error.strerror}; nothing was left there") from error
+            left = "what was there is as it was" if replace else "nothing was left there"
+            raise JournalWriteError(f"{path}: cannot be created: {error.strerror}; {left}") from error
         finally:
             partial.unlink(missing_ok=True)
         return cls.open(path, excerpts=True)

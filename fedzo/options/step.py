@@ -31,10 +31,10 @@ class StepOptions:
 
     def check_step(self, rounds: int) -> None:
         """Raises ConfigError, naming the option."""
-        if isinstance(self.lr, str):
-            require_choice("lr", self.lr, (AUTO,))
-        else:
+        if not isinstance(self.lr, str):
             require_range("lr", self.lr, 0.0, 1e3)
+        elif self.lr != AUTO:
+            raise ConfigError(f"option lr is {self.lr!r}; expected {AUTO!r}, or a number such as 1e-4")
         require_choice("schedule", self.schedule, SCHEDULES)
         require_range("warmup", self.warmup, 0, rounds)
         require_range("epsilon", self.epsilon, 2.0**-40, 1.0)

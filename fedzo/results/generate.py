@@ -70,8 +70,8 @@ def open_target(
         )
     if base is not None:
         raise ConfigError(f"--base {base}: {target} is not a run directory, which alone has a base; leave --base out")
-    if state == "disk":
-        raise ConfigError(f"--state disk: {target} is not a run directory, which alone has a state; leave it out")
+    if state in ("disk", "device"):
+        raise ConfigError(f"--state {state}: {target} is not a run directory, which alone has a state; leave it out")
     return load_base(target).model.float().to(device), load_tokenizer(target), _at_once
 
 

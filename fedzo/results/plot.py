@@ -65,7 +65,7 @@ def draw(runs: Sequence[Curves]) -> bytes:
         from matplotlib.figure import Figure  # noqa: PLC0415
         from matplotlib.ticker import EngFormatter  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError(f"plots need matplotlib ({error}); pip install 'fedzo[plot]'") from error
+        raise ConfigError(f"plots need matplotlib ({error}); pip install -c constraints.txt '.[plot]'") from error
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     panels = figure.subplots(1, len(AXES), sharey=True)
     for panel, (axis, label) in zip(panels, AXES.items(), strict=True):

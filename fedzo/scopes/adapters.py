@@ -32,7 +32,9 @@ def add_adapter(model: Any, scope: Scope, run_seed: int) -> Any:
         ConfigError: peft is not installed, or cannot adapt this model so; the model is as it was.
     """
     if not find_spec("peft"):
-        raise ConfigError(f"scope {scope.kind.value!r} needs the package peft: pip install 'fedzo[peft]'")
+        raise ConfigError(
+            f"scope {scope.kind.value!r} needs the package peft: pip install -c constraints.txt '.[peft]'"
+        )
     from peft import get_peft_model  # noqa: PLC0415 — seconds, and optional
 
     before = {id(parameter) for parameter in model.parameters()}

@@ -148,7 +148,7 @@ def _squad(answers: Sequence[Answer], key: str) -> float:
 
 def _require_torchmetrics() -> None:
     if find_spec("torchmetrics") is None:
-        raise ConfigError("this metric needs the package torchmetrics: pip install 'fedzo[metrics]'")
+        raise ConfigError("this metric needs the package torchmetrics: pip install -c constraints.txt '.[metrics]'")
 
 
 METRICS: dict[str, Metric] = {

@@ -80,7 +80,9 @@ def _dirichlet(rows: Sequence[Row], clients: int, how: str, run_seed: int) -> Sh
         from datasets import Dataset  # noqa: PLC0415 - an extra
         from flwr_datasets.partitioner import DirichletPartitioner  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError(f"partition {how!r} needs the package flwr-datasets: pip install 'fedzo[data]'") from error
+        raise ConfigError(
+            f"partition {how!r} needs the package flwr-datasets: pip install -c constraints.txt '.[data]'"
+        ) from error
     field, _, alpha = how.removeprefix("dirichlet:").rpartition(":")
     try:
         partitioner = DirichletPartitioner(

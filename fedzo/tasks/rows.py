@@ -56,7 +56,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
     try:
         import datasets  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ConfigError(f"{source}: needs the package datasets: pip install 'fedzo[data]'") from error
+        raise ConfigError(f"{source}: needs the package datasets: pip install -c constraints.txt '.[data]'") from error
     name, _, rest = source.removeprefix(HUB).partition(":")
     config, _, split = rest.partition(":")
     try:

@@ -61,8 +61,7 @@ class Cell:
         kind, amount = self.comparison.budget
         share = self.comparison.trial_share if self.trial else 1.0
         values = dict(self.row.options) | {"lr": self.rate, "seed": self.seed, "out": str(self.path.absolute())}
-        if not self.row.is_baseline:
-            values["method"] = self.row.method
+        values["method"] = "distinct" if self.row.is_baseline else self.row.method  # of no use to a baseline
         try:
             rounds = rounds_for(
                 (kind, max(1, int(amount * share))),

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedzo.coordinator.calibration import calibration_forwards
 from fedzo.errors import ConfigError
-from fedzo.journal import Calibration, Commit, Evaluation, Void, read_journal
+from fedzo.journal import Calibration, Commit, Evaluation, Rollback, Void, read_journal
 from fedzo.journal.codec import report_size
 from fedzo.run_directory import RunDirectory
 
@@ -82,6 +82,7 @@ def _of_journal(run: RunDirectory, each: int) -> tuple[list[Point], int, int]:
     contents = read_journal(run.journal)
     rules = contents.genesis.rules
     points, up, down, forwards = [], 0, 0, 0
+    asked = rules.cohort
     for record in contents.records:
         body = record.body
         if isinstance(body, Commit | Void):
@@ -91,7 +92,8 @@ def _of_journal(run: RunDirectory, each: int) -> tuple[list[Point], int, int]:
         if isinstance(body, Commit | Calibration):
             up += sum(map(report_size, body.reports))
         if record.entries or isinstance(body, Calibration):
-            down += frame_bytes(record) * rules.cohort
+            down += frame_bytes(record) * (asked if isinstance(body, Rollback) else rules.cohort)
+        asked = len(body.clients) if isinstance(body, Evaluation) else rules.cohort
         if isinstance(body, Evaluation):
             points.append(Point(record.round, forwards, up + down, _finite(body.loss), body.metric))
     return points, up, down

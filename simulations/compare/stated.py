@@ -54,9 +54,9 @@ def _as_usual(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def stated(options: SimulateOptions, comparison: Comparison, *, baseline: bool) -> Stated:
-    """Of a cell with these options; a baseline has no use for those of methods."""
+    """Of a cell with these options; of those of methods a baseline has local steps at the most."""
     subject = dict(comparison.subject)
-    left_out = {*_ELSEWHERE, *(_OF_METHODS if baseline else ())}
+    left_out = {*_ELSEWHERE, *(set(_OF_METHODS) - {"local_steps"} if baseline else ())}
     kept = {name: value for name, value in asdict(options).items() if name not in left_out}
     return Stated(kept | {"subject": subject}, {} if subject else _sources(asdict(options)))
 
