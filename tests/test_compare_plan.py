@@ -1,8 +1,12 @@
 """What a comparison's file says: read with its defaults, and what is wrong with it named before anything is run."""
 
+from dataclasses import replace
+
 import pytest
 from commands import refused
 from fedzo_simulations.compare.plan import read_comparison
+from fedzo_simulations.compare.queue import Queue
+from fedzo_simulations.compare.stated import stated
 
 from fedzo.errors import ConfigError
 
@@ -82,3 +86,12 @@ def test_what_cannot_be_run_is_refused_before_anything_is(options, message, demo
     given = ["--model", demo.model, "--data", demo.data, "--out", tmp_path / "out"]
     assert message in refused("compare", *options, *rates, *given)
     assert not list(tmp_path.rglob("config.toml"))
+
+
+def test_a_baseline_is_held_to_no_method_and_to_its_local_steps(tmp_path):
+    """Whatever method is the default: its options are of no use to a baseline."""
+    comparison = read(row=[{"method": "fedavg", "directions": 1, "local-steps": 5}], base=BASE | {"clients": 4})
+    (cell,) = Queue(comparison, tmp_path).seeds(comparison.rows[0])
+    now = stated(cell.options(), comparison, baseline=True)
+    other = stated(replace(cell.options(), local_steps=1), comparison, baseline=True)
+    assert now.difference(other) == "local-steps was 1, is 5"

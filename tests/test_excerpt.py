@@ -1,8 +1,10 @@
 """An excerpt: a copy of the journal that begins with totals, and what is made of it, against the whole journal."""
 
+import errno
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedzo.coordinator import Connected
-from fedzo.errors import ExcerptError, JournalDamageError, JournalFormatError, ReplicaError
+from fedzo.errors import (
+    ExcerptError,
+    JournalDamageError,
+    JournalError,
+    JournalFormatError,
+    JournalWriteError,
+    ReplicaError,
+)
 from fedzo.journal import Entry, Journal, Record, Rollback, Start, read_journal
 from fedzo.journal.codec import decode_start, encode_start
 from fedzo.noise import Distribution, get_backend
@@ -242,6 +251,22 @@ def excerpt(run, tmp_path):
     (tmp_path / "client").mkdir()
     excerpt_of(run, tmp_path / "client" / "journal").close()
     return tmp_path / "client" / "journal"
+
+
+def test_a_copy_that_cannot_take_another_ones_place_leaves_it_there(run, tmp_path, monkeypatch):
+    path = tmp_path / "copy"
+    excerpt_of(run, path).close()
+    before, full = path.read_bytes(), OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", Mock(side_effect=full))
+        with pytest.raises(JournalWriteError, match="No space left on device; what was there is as it was"):
+            Journal.create_whole(path, before, replace=True)
+    assert path.read_bytes() == before
+    assert list(tmp_path.glob("copy*")) == [path]
+    with pytest.raises(JournalError, match="exists there already"):
+        Journal.create_whole(path, before)
+    Journal.create_whole(path, before, replace=True).close()
+    assert path.read_bytes() == before
 
 
 def test_the_bytes_of_a_start_are_those_of_the_format_page():

@@ -20,7 +20,7 @@ from network import CALL_S, both, wait_until
 
 from fedzo.base.checkpoint import load_base
 from fedzo.coordinator import History
-from fedzo.errors import ProtocolError, ReplicaError
+from fedzo.errors import ConfigError, ProtocolError, ReplicaError
 from fedzo.journal import Journal, read_journal
 from fedzo.journal.codec import decode_start
 from fedzo.noise import get_backend
@@ -286,3 +286,13 @@ def test_a_client_with_a_compute_copy_wants_the_records(demo, tmp_path, compute_
     with pytest.raises(ProtocolError, match="the genesis does not have the hash"):
         ask(liar, demo, tmp_path / "client", compute_copy)
     assert liar.asked == [pb.GenesisRequest(totals=totals, name="late")]
+
+
+def test_a_directory_in_which_another_process_begins_is_refused(pool_run, demo, tmp_path):
+    directory = tmp_path / "late"
+    with (
+        RunDirectory(directory).exclusive(),
+        pytest.raises(ConfigError, match="another process is starting a run there"),
+    ):
+        ask(Liar(reply_of(pool_run)), demo, directory)
+    assert not list(directory.iterdir())
