@@ -67,7 +67,7 @@ def test_processes_leave_the_run_directory_of_an_inline_run(finished, demo, tmp_
 @pytest.mark.slow
 def test_no_process_outlives_the_run_and_it_goes_on_to_the_same_bytes(demo, tmp_path):
     """Ctrl-C, a client killed -9 and the whole command killed -9, one after the other, then the run to its end."""
-    options = {"rounds": 60, "directions": 8, "eval-every": 20, "attest-every": 10, "clients": 2}
+    options = {"rounds": 240, "directions": 8, "eval-every": 20, "attest-every": 10, "clients": 2}
     fedzo("simulate", *simulate_options(demo, tmp_path / "inline", **options))
     out = tmp_path / "processes"
     with Started(by_processes(demo, out, **options), out) as run:

@@ -66,7 +66,15 @@ def weights(model) -> dict[str, torch.Tensor]:
 def test_a_pretrained_model_improves_in_every_scope(stories, shared, tmp_path, kind):
     data = shared / "data" / "text" / "shakespeare_by_role.json.gz"
     rate = {"lora": 3e-3, "prefix": 1e-2, "head": 1e-2}.get(kind, 3e-4)
-    options = {"rounds": 40, "clients": 2, "directions": 2, "batch-size": 8, "max-length": 48, "partition": "iid"}
+    options = {
+        "method": "distinct",
+        "rounds": 40,
+        "clients": 2,
+        "directions": 2,
+        "batch-size": 8,
+        "max-length": 48,
+        "partition": "iid",
+    }
     options |= {"eval-every": 40, "eval-data": "every:40", "threads": 1} | OPTIONS_OF[kind] | {"lr": rate}
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     fedzo("simulate", "--model", stories, "--data", data, "--out", tmp_path / "run", *given)
