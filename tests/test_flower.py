@@ -128,7 +128,7 @@ def test_a_killed_client_app_is_invited_again_and_a_stopped_run_goes_on(flower, 
 
     os.kill(flower.pids("flwr-clientapp")[0], signal.SIGKILL)
     wait_until(lambda: "its session is dead" in flower.log_of(run_id), "the end of the killed session", 180)
-    wait_until(lambda: len(re.findall("joined at position", flower.log_of(run_id))) == 3, "a new session", 120)
+    wait_until(lambda: len(re.findall("joined at position", flower.log_of(run_id))) >= 3, "a new session", 120)
     before = position(run)
     assert any(isinstance(record.body, Void) for record in read_journal(run / "journal").records)
     wait_until(lambda: position(run) >= before + 5, "rounds of both", 60)
@@ -166,12 +166,17 @@ def test_a_killed_supernode_comes_back_and_ends_with_the_same_digest(durable, de
     run = tmp_path / "paddock"
     config = run_config(demo, run, rounds=100_000, deadline=1.0, quorum=1, **{"eval-every": 0, "attest-every": 100})
     run_id = durable.start_run(config)
-    wait_until(lambda: position(run) >= 5, "the first rounds", 180)
+
+    def joins() -> int:
+        return len(re.findall("client-1 joined at position", durable.log_of(run_id)))
+
+    wait_until(joins, "the node's first session", 180)  # rounds alone do not show it: one client is a quorum
     durable.kill("client-1")
+    joined = joins()
 
     def is_back() -> bool:
         durable.revive_supernode("client-1", node_config(demo, place, 1))
-        return len(re.findall("client-1 joined at position", durable.log_of(run_id))) >= 2
+        return joins() > joined
 
     wait_until(is_back, "a new session of the node", 300)
     before = position(run)
