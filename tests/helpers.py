@@ -9,12 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
+import pytest
 from blake3 import blake3
 
 from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.journal import ClientReport, Commit, Entry, Genesis, Record, Rules, Task, Void
 from fedzo.noise import BACKENDS, Distribution, NoiseBackend, get_backend
 from fedzo.scopes import ALL, Scope
+from fedzo.tiers.disk import DiskStore
+from fedzo.tiers.page_reader import PageReader
 
 TESTS = Path(__file__).parent
 MANIFEST = Manifest((TensorSpec("a.weight", (2, 3), 29, 2**29), TensorSpec("b.bias", (4,), 28, 2**28)))
@@ -45,6 +48,24 @@ def backend_for_cpu(name: str) -> NoiseBackend:
     """The backend of that name, for tensors on the CPU: conftest.py lets triton interpret where there is no GPU."""
     backend = get_backend(name)
     return backend if name != "triton" or os.environ.get("TRITON_INTERPRET") else OnGpu(backend)
+
+
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many integers each read of a state on disk asks for, from now on."""
+    counts: list[int] = []
+    read, pick = PageReader.read, DiskStore._read_at
+
+    def counted(pages, start, size, buffer):
+        counts.append(size)
+        read(pages, start, size, buffer)
+
+    def picked(store, start, integers):
+        counts.append(integers.numel())
+        pick(store, start, integers)
+
+    monkeypatch.setattr(PageReader, "read", counted)
+    monkeypatch.setattr(DiskStore, "_read_at", picked)
+    return counts
 
 
 def make_rules(**changes) -> Rules:

@@ -1,9 +1,11 @@
 """The state's tiers: the same bits from memory and from a file streamed through small buffers, and nothing lost."""
 
 import copy
+import errno
 import os
 import random
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from architectures import ARCHITECTURES
 from blake3 import blake3
 from commands import FEDZO, fedzo, simulate_options
-from helpers import Victims, run_python
+from helpers import Victims, counted_reads, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_estimate import EPSILON, load, plain_loss
@@ -28,7 +30,7 @@ from fedzo.state.replica import Replica
 from fedzo.state.statefile import load_state, save_state
 from fedzo.tiers.disk import DiskStore
 from fedzo.tiers.host import HostStore
-from fedzo.tiers.page import write_at
+from fedzo.tiers.page import PAGE_BYTES, write_at
 
 MANIFEST = Manifest(
     (
@@ -48,9 +50,9 @@ def states() -> torch.Tensor:
     return torch.randint(-(2**28), 2**28, (MANIFEST.elements,), dtype=torch.int32, generator=generator)
 
 
-def on_disk(path: Path, distribution=Distribution.RADEMACHER, buffer_elements=1000) -> Replica:
+def on_disk(path: Path, distribution=Distribution.RADEMACHER, buffer_elements=1000, cached=True) -> Replica:
     """A replica of fixed integers at position 0, in a file read a thousand integers at a time."""
-    store = DiskStore(path, MANIFEST, buffer_elements=buffer_elements)
+    store = DiskStore(path, MANIFEST, buffer_elements=buffer_elements, cached=cached)
     store.write(0, states())
     replica = Replica(MANIFEST, store, distribution, threads=2)
     replica.record_hash = HASHES[0]
@@ -82,7 +84,8 @@ def weights(replica: Replica, lanes) -> list[torch.Tensor]:
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(Distribution), st.sampled_from([1, 64, 1000, 10**6]), st.lists(ENTRIES, max_size=8), st.data())
 def test_a_state_on_disk_is_the_state_in_memory(tmp_path_factory, distribution, buffer_elements, rounds, data):
-    disk = on_disk(tmp_path_factory.mktemp("tier") / "state", distribution, max(buffer_elements, 64))
+    path, cached = tmp_path_factory.mktemp("tier") / "state", data.draw(st.booleans())
+    disk = on_disk(path, distribution, max(buffer_elements, 64), cached)
     memory = in_memory(distribution)
     disk.store.patience = data.draw(st.integers(0, 3))
     for position, entries in enumerate(rounds, start=1):
@@ -129,6 +132,65 @@ def test_what_was_read_ahead_is_what_is_there_now(tmp_path):
                 replica.add(Entry(seed, position * 10**8) for seed in range(20))
         for tensor in block:
             assert torch.equal(disk.weights(tensor), memory.weights(tensor))
+
+
+def bytes_from_disk() -> int:
+    """What this process has had the disk read so far."""
+    return int(Path("/proc/self/io").read_text().split("\nread_bytes:")[1].split()[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no reads past its page cache")
+def test_a_file_that_memory_could_not_hold_is_read_past_the_page_cache(tmp_path):
+    """Just written, it lies in the page cache: from there no byte of it is read from the disk."""
+    manifest = Manifest((TensorSpec("w", (3_000_001,), 29, 2**29),))
+    integers = torch.arange(manifest.elements, dtype=torch.int32)
+    for cached in (True, False):
+        store = DiskStore(tmp_path / f"cached-{cached}", manifest, cached=cached)
+        if cached is False and not past_the_cache(tmp_path):
+            pytest.skip(f"{tmp_path}: its file system has no reads past the page cache")
+        store.write(0, integers)
+        os.fsync(store._descriptor)
+        before = bytes_from_disk()
+        found = torch.cat([piece.integers.clone() for piece in store.read([0])])
+        assert torch.equal(found, integers)
+        assert bytes_from_disk() - before == (0 if cached else pytest.approx(integers.nbytes, abs=3 * PAGE_BYTES))
+
+
+def past_the_cache(directory: Path) -> bool:
+    """Can files there be opened so?"""
+    with tempfile.NamedTemporaryFile(dir=directory) as probe:
+        try:
+            os.close(os.open(probe.name, os.O_RDONLY | os.O_DIRECT))
+        except OSError:
+            return False
+    return True
+
+
+def test_a_file_system_that_refuses_direct_reads_is_read_through_the_cache(tmp_path, monkeypatch):
+    """Some say so when a file is opened, others when it is read."""
+    opened, refused = os.open, []
+
+    def refuse(path, flags, *rest):
+        if flags & os.O_DIRECT:
+            refused.append("open")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return opened(path, flags, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        assert on_disk(tmp_path / "open", cached=False).digest() == in_memory().digest()
+    disk = on_disk(tmp_path / "read", cached=False)
+    direct, preadv = disk.store._pages._descriptor, os.preadv
+
+    def refuse_to_read(descriptor, *rest):
+        if descriptor == direct:
+            refused.append("read")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return preadv(descriptor, *rest)
+
+    monkeypatch.setattr(os, "preadv", refuse_to_read)
+    assert disk.digest() == in_memory().digest()
+    assert refused == ["open", "read"]
 
 
 def test_an_error_in_the_middle_of_a_pass_leaves_nothing_behind(tmp_path):
@@ -301,13 +363,7 @@ def test_many_directions_in_a_pass_read_once_and_take_the_weights_of_one(tmp_pat
     """Losses are those of a direction at a time, with entries in the file and others over it."""
     torch.manual_seed(0)
     model, batch = ARCHITECTURES["llama"]()
-    read, read_at = [], DiskStore._read_at
-
-    def counted(store, start, integers):
-        read.append(integers.numel())
-        read_at(store, start, integers)
-
-    monkeypatch.setattr(DiskStore, "_read_at", counted)
+    read = counted_reads(monkeypatch)
     found = []
     for directions in (1, 4, 16):
         mine = copy.deepcopy(model)

@@ -38,7 +38,7 @@ def place_of(tier: str, path: Path, device: torch.device = CPU) -> Callable[[Man
 
     def place(manifest: Manifest) -> Store:
         store = _in_memory(tier, manifest, device)
-        return DiskStore(path, manifest) if store is None else store
+        return _on_disk(path, manifest) if store is None else store
 
     return place
 
@@ -56,7 +56,7 @@ def scratch_place(tier: str, directory: Path, device: torch.device = CPU) -> Cal
             return store
         there = directory if os.access(directory, os.W_OK) else None
         with tempfile.NamedTemporaryFile(dir=there, prefix=".fedzo-state-") as named:
-            return DiskStore(Path(named.name), manifest, kept=False)
+            return _on_disk(Path(named.name), manifest, kept=False)
 
     return place
 
@@ -69,6 +69,11 @@ def _in_memory(tier: str, manifest: Manifest, device: torch.device) -> HostStore
     if chosen == "device":
         return HostStore(manifest, torch.empty(manifest.elements, dtype=torch.int32, device=device))
     return HostStore(manifest, None if device == CPU else page_locked(manifest.elements))
+
+
+def _on_disk(path: Path, manifest: Manifest, *, kept: bool = True) -> DiskStore:
+    """The store of a file, read past the page cache where the memory that is free could not hold it there."""
+    return DiskStore(path, manifest, kept=kept, cached=4 * manifest.elements <= free_bytes())
 
 
 def tier_for(tier: str, manifest: Manifest, free: float, free_on_device: float = 0.0) -> str:

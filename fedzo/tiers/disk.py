@@ -20,6 +20,7 @@ from fedzo.errors import StateFileError
 from fedzo.tiers import BUFFER_ELEMENTS, LEAST_BUFFERS
 from fedzo.tiers.mask_file import MaskFile
 from fedzo.tiers.page import PAGE_BYTES, Page, read_at, write_at, write_page
+from fedzo.tiers.page_reader import PAGE_ELEMENTS, PageReader
 from fedzo.tiers.read_ahead import ReadAhead
 from fedzo.tiers.store import WORD_BITS, Extent, Layout, Piece
 
@@ -35,6 +36,7 @@ class DiskStore:
         manifest: the tensors.
         buffer_elements: integers of a read; the memory held is at least four times as many, and what is reserved.
         kept: somebody comes back to the file; else it is only this store's.
+        cached: passes over it go through the system's page cache; else past it, where the file system can.
 
     Raises:
         StateFileError: the file cannot be opened, or the disk has no room for it.
@@ -45,7 +47,13 @@ class DiskStore:
     patience = 16
 
     def __init__(
-        self, path: Path, manifest: Manifest, *, buffer_elements: int = BUFFER_ELEMENTS, kept: bool = True
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        buffer_elements: int = BUFFER_ELEMENTS,
+        kept: bool = True,
+        cached: bool = True,
     ) -> None:
         self.path = path if kept else None
         self._file = path
@@ -68,7 +76,8 @@ class DiskStore:
                 f"{path}: a state of {4 * manifest.elements:,} bytes cannot be kept there ({error.strerror}); free "
                 "space, give another directory, or keep the state in memory"
             ) from error
-        room = buffer_elements + buffer_elements // WORD_BITS + 2 * len(manifest)
+        self._pages = PageReader(path, self._descriptor, cached=cached)
+        room = 2 * PAGE_ELEMENTS + buffer_elements + buffer_elements // WORD_BITS + 2 * len(manifest)
         self._ahead = ReadAhead(self._read_into, room, LEAST_BUFFERS)
 
     @property
@@ -133,7 +142,7 @@ class DiskStore:
         extents = self._layout.extents(tensors, None, self._most, tensors_at_once)
         for extent, buffer in self._ahead.take((), extents):
             yield self._piece(extent, buffer)
-            self._write_at(extent.start, buffer[: extent.size])
+            self._write_at(extent.start, self._integers(extent, buffer))
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
         """See `Store.expect`."""
@@ -179,14 +188,24 @@ class DiskStore:
             ) from error
 
     def _piece(self, extent: Extent, buffer: torch.Tensor) -> Piece:
-        """What `_read_into` has read: integers, and behind them the words of their mask."""
-        mask = None if self._mask is None else self._mask.of(extent, buffer[extent.size :])
-        return Piece(buffer[: extent.size], extent.tensors, extent.segments, mask)
+        """What `_read_into` has read."""
+        mask = None if self._mask is None else self._mask.of(extent, self._words(extent, buffer))
+        return Piece(self._integers(extent, buffer), extent.tensors, extent.segments, mask)
 
     def _read_into(self, extent: Extent, buffer: torch.Tensor) -> None:
-        self._read_at(extent.start, buffer[: extent.size])
+        """Whole pages of integers, and behind an extent's the words of its mask."""
+        try:
+            self._pages.read(extent.start, extent.size, buffer)
+        except EOFError:
+            raise StateFileError(f"{self._file}: ends before the last tensor; resume, and it is made anew") from None
         if self._mask is not None:
-            self._mask.read(extent, buffer[extent.size :])
+            self._mask.read(extent, self._words(extent, buffer))
+
+    def _integers(self, extent: Extent, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer[extent.start % PAGE_ELEMENTS :][: extent.size]
+
+    def _words(self, extent: Extent, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer[extent.start % PAGE_ELEMENTS + extent.size :]
 
     def _read_at(self, start: int, integers: torch.Tensor) -> None:
         try:

@@ -62,14 +62,20 @@ def read_page(path: Path, descriptor: int) -> Page:
     return Page(*fields)
 
 
-def read_at(descriptor: int, offset: int, view: memoryview) -> None:
-    """Fill all of `view`, however often the system has to be asked.
+def read_at(descriptor: int, offset: int, view: memoryview, least: int | None = None) -> None:
+    """Fill `view`, however often the system has to be asked.
+
+    Args:
+        descriptor: of the file.
+        offset: in bytes.
+        view: where to.
+        least: bytes after which the file may end; all of the view where not given.
 
     Raises:
         EOFError: the file ends before.
     """
     done = 0
-    while done < len(view):
+    while done < (len(view) if least is None else least):
         got = os.preadv(descriptor, [view[done:]], offset + done)
         if not got:
             raise EOFError

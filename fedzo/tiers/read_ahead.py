@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from fedzo.tiers.page_reader import empty_pages
 from fedzo.tiers.store import Extent
 
 _Name = tuple[int, ...]
@@ -29,7 +30,7 @@ class ReadAhead:
 
     Args:
         read: fills the beginning of a buffer with an extent; runs in the reading thread.
-        elements: int32 of a buffer.
+        elements: int32 of a buffer, which begins at a page of memory.
         buffers: how many.
     """
 
@@ -49,7 +50,7 @@ class ReadAhead:
     def reserve(self, buffers: int) -> None:
         """Have at least this many buffers."""
         for _ in range(self._buffers, buffers):
-            self._idle.append(torch.empty(self._elements, dtype=torch.int32))
+            self._idle.append(empty_pages(self._elements))
         self._buffers = max(self._buffers, buffers)
 
     def expect(self, names: Sequence[_Name], extents: Callable[[_Name], Sequence[Extent]]) -> None:
