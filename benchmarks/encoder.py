@@ -3,7 +3,7 @@
 In a TOML file of `fedzo compare`, `[subject] make = "benchmarks.encoder:make"` and the arguments of `prepared`.
 
 The encoder is any BERT-like checkpoint; its token states are averaged, and a linear head makes one logit a label. The
-head starts as the logistic regression on the frozen encoder's features of the training rows, so what a comparison
+head starts as the logistic regression on the frozen encoder's features of some training rows, so what a comparison
 shows is what fine-tuning gains over that.
 """
 
@@ -83,7 +83,16 @@ def make(*, clients: int, seed: int, **given: Any) -> MadeSubject:
 
 @cache
 def prepared(
-    *, weights: str, data: str, held_out: str, text: str, label: str, rows: int, held_out_rows: int, max_length: int
+    *,
+    weights: str,
+    data: str,
+    held_out: str,
+    text: str,
+    label: str,
+    rows: int,
+    head_rows: int,
+    held_out_rows: int,
+    max_length: int,
 ) -> Prepared:
     """Load the encoder and the data, and fit the head.
 
@@ -92,6 +101,7 @@ def prepared(
         data, held_out: files of rows, likewise.
         text, label: fields.
         rows, held_out_rows: how many of them are used, drawn with seed 0.
+        head_rows: how many of the training rows the head is fitted on.
         max_length: most tokens of a row.
     """
     source = expandvars(weights)
@@ -106,7 +116,7 @@ def prepared(
     encoder = AutoModel.from_pretrained(source, add_pooling_layer=False)
     model = Classifier(encoder, encoder.config.hidden_size, len(labels)).eval()
     found = Prepared(model, examples(training), sorted(examples(held), key=lambda example: len(example.ids)))
-    fit_head(model, found.training)
+    fit_head(model, found.training[:head_rows])
     return found
 
 

@@ -410,6 +410,26 @@ def test_a_function_makes_module_and_datasets(tmp_path):
     assert ours.metric == sgd.metric == 0.5
 
 
+def test_a_users_module_is_found_in_the_current_directory(tmp_path):
+    """As the installed command finds it, whose own path does not begin there."""
+    shutil.copy(TESTS / "compared.py", tmp_path / "mine.py")
+    (tmp_path / "made.toml").write_text("""
+        forwards = 4
+        rates = [1e-2]
+        [subject]
+        make = "mine:make"
+        examples = 20
+        [[row]]
+        method = "sgd"
+        clients = 2
+        batch-size = 4
+        threads = 1
+    """)
+    command = [sys.executable, "-P", "-m", "fedzo.cli", "compare", "--config", "made.toml", "--out", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert list(tmp_path.glob("out/*/*/result.json"))
+
+
 @pytest.mark.parametrize(
     ("now", "difference"),
     [

@@ -1,8 +1,10 @@
 """What a cell trains: a checkpoint on rows of data, or a module and datasets that a function makes."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,17 +35,22 @@ class MadeSubject:
 def make_subject(spec: Mapping[str, Any], options: SimulateOptions) -> MadeSubject:
     """Call the function that `make` names with `clients` and `seed` of the options and the spec's other keys.
 
+    Its module is looked for among what is installed and then in the current directory.
+
     Raises:
         ConfigError: it cannot be imported, or gives something else.
     """
     arguments = dict(spec)
     name = arguments.pop("make", None)
     module, _, function = str(name).partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a console script's path begins where it is installed
     try:
         make = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"[subject]: make is {name!r}, which cannot be imported ({error}); give module:function"
+            f"[subject]: make is {name!r}, which cannot be imported ({error}); give module:function, "
+            f"of a package that is installed or of a file under {here}"
         ) from error
     torch.set_num_threads(options.threads or torch.get_num_threads())
     made = make(clients=options.clients, seed=options.seed, **{k.replace("-", "_"): v for k, v in arguments.items()})
