@@ -1,6 +1,6 @@
 """Builds docs/results/ from the comparisons that benchmarks/comparisons/*.toml describe.
 
-    python -m benchmarks.results [NAME…] [--missing] [--runs runs/results] [--docs docs/results]
+    python -m benchmarks.results [NAME…] [--missing] [--jobs 1] [--runs runs/results] [--docs docs/results]
 
 Cells that are finished are not run again, so it goes on where it was stopped. With --missing nothing is run: the pages
 are written from what is there, what is missing is printed, and where all is missing there is no page. A comparison
@@ -34,7 +34,7 @@ def main() -> int:
             continue
         out = arguments.runs / file.stem
         out.mkdir(parents=True, exist_ok=True)
-        queue = run_comparison(comparison, out, console, at_most=0 if arguments.missing else None)
+        queue = run_comparison(comparison, out, console, jobs=arguments.jobs, at_most=0 if arguments.missing else None)
         show(queue, console)
         write_outcome(queue)
         if any(line.trial_loss is not None or line.seeds for line in summary(queue)):
@@ -74,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="comparisons, by their files' names; all")
     parser.add_argument("--missing", action="store_true", help="run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--comparisons", type=Path, default=Path(__file__).parent / "comparisons", help="TOML files")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="directory of all runs")
     parser.add_argument("--docs", type=Path, default=Path("docs/results"), help="directory of the pages")

@@ -67,6 +67,9 @@ def compare(
         int | None, typer.Option("--evaluations", help="Evaluations over a run; 5 where not given.")
     ] = None,
     reach: Annotated[str | None, typer.Option("--reach", help="Row whose loss the others are timed to.")] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="Runs at a time, which share the cores where --threads is not given.")
+    ] = 1,
     at_most: Annotated[
         int | None, typer.Option("--at-most", help="Runs to make now; 0 only shows what is there.")
     ] = None,
@@ -94,7 +97,7 @@ def compare(
     known = {name: value for name, value in given.items() if value is not None}
     comparison = comparison_of(methods or [], config, known, base)
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    queue = run_comparison(comparison, out, progress, at_most=at_most)
+    queue = run_comparison(comparison, out, progress, jobs=jobs, at_most=at_most)
     show(queue, console_for_tables())
     write_outcome(queue)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
+import psutil
 import pytest
 from commands import FEDZO, fedzo, refused
 from documents import ROOT
@@ -297,11 +298,12 @@ def test_make_results_writes_a_page_with_the_table_and_says_what_is_missing(comp
 
 
 @pytest.mark.slow
-def test_a_comparison_that_is_killed_goes_on_to_the_same_results(compared, tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_comparison_that_is_killed_goes_on_to_the_same_results(jobs, compared, tmp_path):
     """kill -9 in the midst of a run of fedzo's and, later, anywhere; the journals are those of the one left alone."""
     config, alone, _ = compared
     out = tmp_path / "out"
-    command = [*FEDZO, "compare", "--config", str(config), "--out", str(out)]
+    command = [*FEDZO, "compare", "--config", str(config), "--out", str(out), "--jobs", str(jobs)]
     environment = os.environ | {"PYTHONPATH": str(TESTS)}
 
     def kill_when(ready) -> None:
@@ -310,19 +312,42 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_results(compared, tmp_p
         while not ready() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        theirs = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         assert process.wait(WAIT_S) == -signal.SIGKILL
+        assert len(theirs) >= (jobs if jobs > 1 else 0)
+        assert not psutil.wait_procs(theirs, WAIT_S)[1]
 
     begun = out / "momentum" / "lr-0.001-seed-3-trial"
     kill_when(lambda: (begun / "metrics.jsonl").exists() and (begun / "metrics.jsonl").read_text().count("commit") > 3)
     assert not (begun / "result.json").exists()
     kill_when(lambda: (out / "mezo").exists() and len(list((out / "mezo").rglob("metrics.jsonl"))) > 1)
-    fedzo("compare", "--config", config, "--out", out)
+    fedzo("compare", "--config", config, "--out", out, "--jobs", jobs, env=environment)
     for result in alone.rglob("result.json"):
         again = out / result.relative_to(alone)
         assert json.loads(again.read_text()) == json.loads(result.read_text())
         if (result.parent / "journal").exists():
             assert (again.parent / "journal").read_bytes() == (result.parent / "journal").read_bytes()
+
+
+def test_a_cell_whose_process_is_killed_is_an_error_that_says_what_to_do(compared, tmp_path):
+    config, _, _ = compared
+    command = [*FEDZO, "compare", "--config", str(config), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(TESTS)}
+    ) as run:
+        deadline = time.monotonic() + WAIT_S
+        while not list(tmp_path.rglob("metrics.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for child in psutil.Process(run.pid).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+                break
+        said = run.communicate(timeout=WAIT_S)[1]
+    assert run.returncode == 1
+    assert "was ended from outside" in said
+    assert "Traceback" not in said
 
 
 def test_methods_may_be_named_on_the_command_line(demo, tmp_path):

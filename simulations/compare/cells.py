@@ -5,7 +5,7 @@ journal, a baseline from the beginning.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,15 @@ class Cell:
         return sum(parameter.numel() for parameter in baseline_subject(self.comparison.subject, options).parameters)
 
 
-def run_cell(cell: Cell) -> Result:
-    """Run a cell to its end, or go on with it."""
+def run_cell(cell: Cell, threads: int = 0) -> Result:
+    """Run a cell to its end, or go on with it.
+
+    Args:
+        cell: to run.
+        threads: of the CPU, where its options leave them open; 0 is all cores.
+    """
     options, run = cell.options(), cell.run
+    options = replace(options, threads=options.threads or threads)
     now = stated(options, cell.comparison, baseline=cell.row.is_baseline)
     run.path.mkdir(parents=True, exist_ok=True)
     if cell.row.is_baseline:

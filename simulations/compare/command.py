@@ -14,7 +14,7 @@ from fedzo.config import read_toml
 from fedzo.errors import ConfigError
 from fedzo.results.plot import draw
 
-from .cells import run_cell
+from .jobs import run_all
 from .plan import BUDGETS, Comparison, read_comparison
 from .queue import Queue
 from .summary import curves, summary, table_of
@@ -47,21 +47,26 @@ def comparison_of(methods: list[str], config: Path | None, given: dict[str, Any]
     return read_comparison(values | given | {"row": rows}, str(config or "fedzo compare"), base)
 
 
-def run_comparison(comparison: Comparison, out: Path, console: Console, *, at_most: int | None = None) -> Queue:
+def run_comparison(
+    comparison: Comparison, out: Path, console: Console, *, jobs: int = 1, at_most: int | None = None
+) -> Queue:
     """Run the cells that are not finished, in order.
 
     Args:
         comparison: what to run.
         out: directory of all cells.
         console: is told of each.
+        jobs: cells at a time.
         at_most: cells to run; all where None.
+
+    Raises:
+        ConfigError: no job, or a row's options, before any cell is run.
     """
+    if jobs < 1:
+        raise ConfigError(f"option jobs is {jobs}; it must be at least 1")
     queue = Queue(comparison, out)
     _check(queue)
-    done = 0
-    while (at_most is None or done < at_most) and (cell := next(queue.pending(), None)) is not None:
-        result = run_cell(cell)
-        done += 1
+    for cell, result in run_all(queue, jobs, at_most):
         last = result.points[-1]
         console.print(f"{cell.name}: {last.forwards:,} forwards, held-out loss {result.loss:.4f}")
     return queue
