@@ -12,7 +12,7 @@ from fedzo.coordinator.messages import PROJECTED_GRADIENT_LIMIT, Plan, Purpose, 
 from fedzo.errors import ReplicaError
 from fedzo.estimate import Batch, Estimator, Measure
 from fedzo.journal.records import Entry
-from fedzo.methods import get_method
+from fedzo.methods import MethodRound, get_method
 from fedzo.methods.robust import clipped
 from fedzo.noise.draws import derived_seeds
 from fedzo.state.local_steps import LocalSteps
@@ -78,7 +78,7 @@ class Worker:
     def _estimate(self, plan: Plan, client: int, data: ClientData, steps: LocalSteps) -> dict[str, Any] | None:
         """What the local steps of a round give to report; None where one is not finite or too large."""
         rules, method = self._rules, self._method
-        seeds = method.plan(self._genesis, plan.round, client, self._history.memory)
+        seeds = method.plan(MethodRound(self._genesis, plan.round, self._history.memory), client)
         perturbations = method.perturbations(rules)
         losses: list[float] = []
         scalars: list[float] = []
@@ -96,7 +96,7 @@ class Worker:
             scalars += gradients
             losses += [loss for each in found for loss in each]
             examples += count
-            moves = [method.local_step(self._genesis, plan.learning_rate, gradient) for gradient in gradients]
+            moves = [method.local_step(rules, plan.learning_rate, gradient) for gradient in gradients]
             if not steps.take(Entry(*pair) for pair in zip(chosen, moves, strict=True)):
                 return None
         return {"examples": examples, "loss": sum(losses) / len(losses), "projected_gradients": tuple(scalars)}

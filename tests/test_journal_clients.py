@@ -10,7 +10,7 @@ from coordination import NAMES, started
 
 from fedzo.coordinator import Purpose
 from fedzo.journal import Commit, Entry, read_journal
-from fedzo.methods import get_method, method_reports
+from fedzo.methods import MethodRound, get_method, method_reports
 from fedzo.results.client_statistics import client_statistics
 from fedzo.results.rebuild import rebuild
 from fedzo.run_directory import RunDirectory
@@ -79,7 +79,8 @@ def test_the_model_without_a_client_is_that_of_the_others_reports(method, demo, 
     replica.add([Entry(seed, -coefficient) for record in commits for seed, coefficient in record.entries])
     for record in commits:
         lines = method_reports(report for report in record.body.reports if report.client != 2)
-        replica.add(get_method(method).aggregate(contents.genesis, record.round, record.body.learning_rate, lines))
+        at = MethodRound(contents.genesis, record.round)
+        replica.add(get_method(method).aggregate(at, record.body.learning_rate, lines))
     assert f"state digest {replica.digest().hex()}" in done.stdout.splitlines()[-2]
     model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert bool((model.get_parameter(replica.manifest.tensors[0].name) == replica.weights(0)).all())

@@ -13,7 +13,7 @@ from fedzo.coordinator import History, Plan, Purpose
 from fedzo.errors import EstimationError
 from fedzo.estimate import Estimator
 from fedzo.journal import Entry, JournalContents
-from fedzo.methods import get_method, method_reports
+from fedzo.methods import MethodRound, get_method, method_reports
 from fedzo.noise import Distribution
 from fedzo.state.local_steps import LocalSteps
 from fedzo.state.replica import Replica
@@ -63,7 +63,7 @@ def test_two_hundred_local_steps_leave_the_state_before_them_plus_the_record(tin
     assert replica.totals == {}
     assert [report.state_digest for report in reports] == [before, before]
     assert reports[0].projected_gradients != reports[1].projected_gradients
-    entries = get_method("fedkseed").aggregate(worker._genesis, 1, 1e-3, method_reports(reports))
+    entries = get_method("fedkseed").aggregate(MethodRound(worker._genesis, 1), 1e-3, method_reports(reports))
     assert len(entries) == 32
     replica.add(entries)
     _, fresh = worker_of(tiny_model, **rules)

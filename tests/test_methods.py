@@ -12,7 +12,7 @@ from helpers import make_genesis, make_rules
 from fedzo.coordinator import Connected, Coordinator, History, rollback_entries
 from fedzo.errors import ConfigError
 from fedzo.journal import Commit, Entry, Record, Rollback
-from fedzo.methods import METHODS, MethodReport, get_method, method_reports
+from fedzo.methods import METHODS, MethodReport, MethodRound, get_method, method_reports
 from fedzo.methods.fedkseed_pro import EXPONENTIALS, Importance
 from fedzo.noise import COEFFICIENT_BITS
 from fedzo.noise.draws import pool_choices, pool_seeds
@@ -29,12 +29,12 @@ def test_shared_gives_all_clients_the_same_directions_and_averages_their_scalars
     """DeComFL: one entry a direction, −η/P times the mean over clients, however many examples each had."""
     genesis = make_genesis(run_seed=5, method="shared", directions=2, local_steps=3)
     method = get_method("shared")
-    plans = [method.plan(genesis, 7, client) for client in range(4)]
+    plans = [method.plan(MethodRound(genesis, 7), client) for client in range(4)]
     assert plans.count(plans[0]) == 4
     assert len(set(plans[0])) == 6
-    assert plans[0] != method.plan(genesis, 8, 0)
+    assert plans[0] != method.plan(MethodRound(genesis, 8), 0)
     scalars = {1: [1.0, 2, 3, 4, 5, 6], 3: [0.5, -2, 7, 0, -5, 8]}
-    entries = method.aggregate(genesis, 7, RATE, reports_of(scalars, {1: 100, 3: 1}))
+    entries = method.aggregate(MethodRound(genesis, 7), RATE, reports_of(scalars, {1: 100, 3: 1}))
     assert [entry.seed for entry in entries] == plans[0]
     means = np.mean([scalars[1], scalars[3]], axis=0)
     assert [entry.coefficient for entry in entries] == [round(-RATE / 2 * mean * UNIT) for mean in means]
@@ -45,11 +45,11 @@ def test_fedkseed_draws_from_its_pool_and_gives_one_total_a_seed():
     genesis = make_genesis(run_seed=5, method="fedkseed", pool_size=4, local_steps=9)
     method = get_method("fedkseed")
     pool = pool_seeds(5, 4)
-    plans = {client: method.plan(genesis, 7, client) for client in (0, 2)}
+    plans = {client: method.plan(MethodRound(genesis, 7), client) for client in (0, 2)}
     assert all(set(plan) <= set(pool) and len(plan) == 9 for plan in plans.values())
     assert plans[0] != plans[2]
     scalars = {client: np.random.default_rng(client).normal(size=9).tolist() for client in plans}
-    entries = method.aggregate(genesis, 7, RATE, reports_of(scalars, {0: 30, 2: 10}))
+    entries = method.aggregate(MethodRound(genesis, 7), RATE, reports_of(scalars, {0: 30, 2: 10}))
     assert len(entries) == len({entry.seed for entry in entries}) <= 4
     expected: Counter[int] = Counter()
     for client, weight in ((0, 0.75), (2, 0.25)):
@@ -95,9 +95,9 @@ def test_a_vote_counts_one_whatever_was_sent_and_a_tie_moves_nothing():
     genesis = make_genesis(run_seed=5, method="feedsign", directions=3)
     method = get_method("feedsign")
     scalars = {0: [1.0, 1.0, 1.0], 1: [1.0, -1.0, -1.0], 2: [-1e6, -1e6, 0.0]}
-    entries = method.aggregate(genesis, 7, RATE, reports_of(scalars, {0: 1, 1: 1, 2: 10**6}))
+    entries = method.aggregate(MethodRound(genesis, 7), RATE, reports_of(scalars, {0: 1, 1: 1, 2: 10**6}))
     step = round(RATE / 3 * UNIT)
-    assert entries == tuple(zip(method.plan(genesis, 7, 0), [-step, step, 0], strict=True))
+    assert entries == tuple(zip(method.plan(MethodRound(genesis, 7), 0), [-step, step, 0], strict=True))
 
 
 # ── what earlier rounds leave ───────────────────────────────────────────────────────────────────────
@@ -110,7 +110,7 @@ def commits(run: Run) -> list[Record]:
 def own_entries(run: Run, record: Record, decay: float) -> list[Entry]:
     """What `distinct` would have committed, times a decay."""
     reports = method_reports(record.body.reports)
-    return list(get_method("distinct").aggregate(run.genesis, record.round, 0.001 * decay, reports))
+    return list(get_method("distinct").aggregate(MethodRound(run.genesis, record.round), 0.001 * decay, reports))
 
 
 def test_momentum_commits_the_entries_of_the_rounds_before_again():
@@ -158,7 +158,8 @@ def test_fedkseed_pro_begins_as_fedkseed_and_draws_what_everyone_else_draws():
     run = started(rounds=9, **rules)
     history = run.coordinator.history
     genesis, method = run.genesis, get_method("fedkseed-pro")
-    assert method.plan(genesis, 1, 0, history.memory) == get_method("fedkseed").plan(genesis, 1, 0)
+    first = MethodRound(genesis, 1, history.memory)
+    assert method.plan(first, 0) == get_method("fedkseed").plan(first, 0)
     run.play(lambda run, client: {"projected_gradients": tuple(float(k * client) for k in range(6))})
     fresh = History(run.contents)
     fresh.catch_up()
@@ -182,4 +183,4 @@ def test_the_weights_of_fedkseed_pro_are_exponentials_rounded_down():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_local_step_goes_down_by_the_learning_rate_over_the_directions(name):
     genesis = make_genesis(method=name, directions=4)
-    assert get_method(name).local_step(genesis, RATE, 3.0) == -round(RATE * 3 / 4 * UNIT)
+    assert get_method(name).local_step(genesis.rules, RATE, 3.0) == -round(RATE * 3 / 4 * UNIT)

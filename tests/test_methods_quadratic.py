@@ -14,7 +14,7 @@ from torch import nn
 import fedzo
 from fedzo.coordinator import History
 from fedzo.journal import Commit, Void
-from fedzo.methods import METHODS, get_method
+from fedzo.methods import METHODS, MethodRound, get_method
 from fedzo.noise.directions import symbols
 from fedzo.noise.draws import pool_seeds
 
@@ -82,7 +82,8 @@ def follow(done, scalars, step) -> list[Round]:
     for record, record_hash in zip(journal.records, journal.hashes[1:], strict=True):
         if isinstance(record.body, Commit):
             reports = record.body.reports
-            seeds = [method.plan(journal.genesis, record.round, r.client, history.memory) for r in reports]
+            at = MethodRound(journal.genesis, record.round, history.memory)
+            seeds = [method.plan(at, r.client) for r in reports]
             drawn = journal.genesis.distribution
             z = np.array([[drawn.values[symbols(drawn, s, 0, 0, len(x))] for s in row] for row in seeds])
             slopes = np.einsum("cpn,cn->cp", z, A @ x - DATA)
@@ -201,7 +202,7 @@ def test_fedkseed_pro_draws_large_slopes_more_often_than_small_ones():
     found: dict[int, list[float]] = {}
     for record, record_hash in zip(journal.records, journal.hashes[1:], strict=True):
         for report in record.body.reports if isinstance(record.body, Commit) else ():
-            seeds = method.plan(journal.genesis, record.round, report.client, history.memory)
+            seeds = method.plan(MethodRound(journal.genesis, record.round, history.memory), report.client)
             for seed, scalar in zip(seeds, report.projected_gradients, strict=True):
                 found.setdefault(seed, []).append(abs(scalar))
         history.apply(record, record_hash)
@@ -211,7 +212,8 @@ def test_fedkseed_pro_draws_large_slopes_more_often_than_small_ones():
     expected /= expected.sum()
     weights = np.array(history.memory.weights)
     assert weights / weights.sum() == pytest.approx(expected, rel=2 / 255)
-    drawn = Counter(s for n in range(61, 1061) for s in method.plan(journal.genesis, n, 0, history.memory))
+    rounds = (MethodRound(journal.genesis, n, history.memory) for n in range(61, 1061))
+    drawn = Counter(seed for at in rounds for seed in method.plan(at, 0))
     shares = np.array([drawn[seed] for seed in pool]) / drawn.total()
     assert shares == pytest.approx(expected, abs=5 * (expected.max() / drawn.total()) ** 0.5)
     assert expected.max() / expected.min() == pytest.approx(np.e)

@@ -11,7 +11,7 @@ from fedzo.coordinator import Plan, Purpose
 from fedzo.journal import ClientReport, Commit, Enrolment, Journal, Record
 from fedzo.journal.codec import encode_record
 from fedzo.journal.file import record_hash
-from fedzo.methods import MethodReport, get_method
+from fedzo.methods import MethodReport, MethodRound, get_method
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.steps import decode_steps
 
@@ -25,7 +25,7 @@ def journal(tmp_path: Path):
 def commit(genesis, number: int) -> Record:
     reports = tuple(ClientReport(client, 4, 2.5 + number, (0.25,)) for client in range(2))
     lines = [MethodReport(r.client, r.examples, r.projected_gradients) for r in reports]
-    entries = get_method(genesis.rules.method).aggregate(genesis, number, 1e-3, lines)
+    entries = get_method(genesis.rules.method).aggregate(MethodRound(genesis, number), 1e-3, lines)
     return Record(number, Commit(entries, 1e-3, reports))
 
 

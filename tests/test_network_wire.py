@@ -14,7 +14,7 @@ from fedzo.errors import HandshakeError, JournalBehindError, JournalDamageError,
 from fedzo.journal import ClientReport, Commit, Entry, Journal, JournalContents, Record, Void, read_journal
 from fedzo.journal.codec import encode_genesis, encode_record
 from fedzo.journal.file import FIRST_PREVIOUS, record_hash
-from fedzo.methods import MethodReport, get_method, method_reports
+from fedzo.methods import MethodReport, MethodRound, get_method, method_reports
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.handshake import Join, check_join, decode_join, encode_join
 from fedzo.wire.rounds import (
@@ -40,7 +40,7 @@ def commit_record(genesis, clients: int, round_number: int = 1000) -> Record:
     scalars = np.random.default_rng(clients).normal(size=(clients, each)).astype(np.float32).tolist()
     reports = [ClientReport(c, 16, 2.5 + c / 7, tuple(scalars[c])) for c in range(clients)]
     lines = [MethodReport(r.client, r.examples, r.projected_gradients) for r in reports]
-    entries = get_method("distinct").aggregate(genesis, round_number, 1e-3, lines)
+    entries = get_method("distinct").aggregate(MethodRound(genesis, round_number), 1e-3, lines)
     return Record(round_number, Commit(entries, 1e-3, tuple(reports)))
 
 
@@ -88,7 +88,7 @@ def test_a_commit_without_its_entries_becomes_the_same_payload(clients):
     genesis = make_genesis(directions=2, local_steps=3)
     record = commit_record(make_genesis(directions=6), clients)
     lines = [MethodReport(r.client, r.examples, r.projected_gradients) for r in record.body.reports]
-    entries = get_method("distinct").aggregate(genesis, record.round, record.body.learning_rate, lines)
+    entries = get_method("distinct").aggregate(MethodRound(genesis, record.round), record.body.learning_rate, lines)
     record = replace(record, body=replace(record.body, entries=entries))
     step, payload = step_of(genesis, record)
     assert step.WhichOneof("content") == "commit"
@@ -118,7 +118,7 @@ def test_a_commit_in_which_earlier_rounds_have_a_part_goes_whole():
     reports = method_reports(record.body.reports)
     kinds = {}
     for memory in ((), (previous,)):
-        entries = method.aggregate(genesis, record.round, record.body.learning_rate, reports, memory)
+        entries = method.aggregate(MethodRound(genesis, record.round, memory), record.body.learning_rate, reports)
         step, payload = step_of(genesis, replace(record, body=replace(record.body, entries=entries)))
         assert decode_steps(genesis, [step]) == [(payload, step.record_hash)]
         kinds[len(memory)] = step.WhichOneof("content")

@@ -17,7 +17,7 @@ from fedzo.coordinator import Plan, Purpose, Report
 from fedzo.errors import ConfigError
 from fedzo.journal import Commit, Evaluation, read_journal
 from fedzo.journal.codec import decode_genesis, encode_genesis
-from fedzo.methods import METHODS, MethodReport, get_method
+from fedzo.methods import METHODS, MethodReport, MethodRound, get_method
 from fedzo.methods.robust import AGGREGATIONS, clipped, krum, medians, trimmed_means
 from fedzo.noise import COEFFICIENT_BITS
 
@@ -91,9 +91,10 @@ def test_the_entries_of_a_round_are_minus_the_rate_times_what_was_combined(name)
     genesis = make_genesis(run_seed=5, method="shared", **rules)
     method = get_method("shared")
     vectors = np.random.default_rng(3).normal(size=(8, 4)).astype(np.float32).tolist()
-    entries = method.aggregate(genesis, 7, RATE, [MethodReport(c, 1 + c, tuple(v)) for c, v in enumerate(vectors)])
+    reports = [MethodReport(c, 1 + c, tuple(v)) for c, v in enumerate(vectors)]
+    entries = method.aggregate(MethodRound(genesis, 7), RATE, reports)
     combined = AGGREGATIONS[name](vectors, tolerate)
-    assert [entry.seed for entry in entries] == method.plan(genesis, 7, 0)
+    assert [entry.seed for entry in entries] == method.plan(MethodRound(genesis, 7), 0)
     assert [entry.coefficient for entry in entries] == [round(-RATE * value / 2 * UNIT) for value in combined]
     if name == "median":
         assert combined == [median(column) for column in zip(*vectors, strict=True)]

@@ -15,7 +15,7 @@ from math import sqrt
 from typing import Any
 
 from fedzo.journal.records import ClientReport, Entry, Genesis
-from fedzo.methods import MethodReport, get_method, method_reports
+from fedzo.methods import MethodReport, MethodRound, get_method, method_reports
 
 
 def staleness_weight(staleness: int) -> float:
@@ -37,12 +37,12 @@ def commit_entries(
     """
     method = get_method(genesis.rules.method)
     if not genesis.rules.asynchronous:
-        return method.aggregate(genesis, round_number, learning_rate, method_reports(reports), memory)
+        return method.aggregate(MethodRound(genesis, round_number, memory), learning_rate, method_reports(reports))
     total = sum(report.examples for report in reports)
     entries: list[Entry] = []
     for report in reports:
         share = report.examples / total * staleness_weight(report.staleness)
         scalars = tuple(share * scalar for scalar in report.projected_gradients)
         line = MethodReport(report.client, report.examples, scalars)
-        entries += method.aggregate(genesis, report.ticket, learning_rate, [line], memory)
+        entries += method.aggregate(MethodRound(genesis, report.ticket, memory), learning_rate, [line])
     return tuple(entries)

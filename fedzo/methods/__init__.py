@@ -3,7 +3,7 @@
 from functools import cache
 
 from fedzo.errors import ConfigError
-from fedzo.methods.method import Method, MethodReport, method_reports
+from fedzo.methods.method import Method, MethodReport, MethodRound, method_reports
 from fedzo.plugins import load_named
 
 METHODS = {
@@ -34,4 +34,4 @@ def get_method(name: str) -> Method:
     return method
 
 
-__all__ = ["METHODS", "Method", "MethodReport", "get_method", "method_reports"]
+__all__ = ["METHODS", "Method", "MethodReport", "MethodRound", "get_method", "method_reports"]

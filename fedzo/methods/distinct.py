@@ -9,10 +9,9 @@ A cohort of C clients so averages C·P directions a round, each on other data.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from fedzo.journal.records import Entry, Genesis, Rules
-from fedzo.methods.method import Method, MethodReport, to_coefficient
+from fedzo.journal.records import Entry, Rules
+from fedzo.methods.method import Method, MethodReport, MethodRound, to_coefficient
 from fedzo.noise.draws import derived_seeds, derived_seeds_of_clients
 
 
@@ -21,31 +20,22 @@ class Distinct(Method):
 
     needs_rounds = ""
 
-    def plan(self, genesis: Genesis, round_number: int, client: int, memory: Any = None) -> list[int]:
+    def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds derived from (run seed, round, client)."""
-        count = genesis.rules.directions * genesis.rules.local_steps
-        return derived_seeds(genesis.run_seed, round_number, client, count)
+        return derived_seeds(at.genesis.run_seed, at.number, client, at.directions)
 
     def averaged_directions(self, rules: Rules, clients: int) -> int:
         """Those of all clients, unless each takes several steps along its own alone."""
         return rules.directions * (clients if rules.local_steps == 1 else 1)
 
-    def aggregate(
-        self,
-        genesis: Genesis,
-        round_number: int,
-        learning_rate: float,
-        reports: Sequence[MethodReport],
-        memory: Any = None,
-    ) -> tuple[Entry, ...]:
+    def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:
         """−η (n_c/n) g / P for every direction of every client."""
         total = sum(report.examples for report in reports)
-        count = genesis.rules.directions * genesis.rules.local_steps
         clients = [report.client for report in reports]
-        drawn = derived_seeds_of_clients(genesis.run_seed, round_number, clients, count)
+        drawn = derived_seeds_of_clients(at.genesis.run_seed, at.number, clients, at.directions)
         entries = []
         for report, seeds in zip(reports, drawn, strict=True):
-            weight = report.examples / total / genesis.rules.directions
+            weight = report.examples / total / at.rules.directions
             for seed, scalar in zip(seeds, report.projected_gradients, strict=True):
                 entries.append(Entry(seed, to_coefficient(-learning_rate * weight * scalar)))
         return tuple(entries)

@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from fedzo.journal.records import Commit, Genesis, Record
 from fedzo.methods.fedkseed import FedKSeed
-from fedzo.methods.method import to_coefficient
+from fedzo.methods.method import MethodRound, to_coefficient
 from fedzo.noise.draws import pool_seeds, weighted_choices
 
 _LEVELS = 255
@@ -72,21 +72,17 @@ class FedKSeedPro(FedKSeed):
         assert isinstance(record.body, Commit)
         sums, counts = list(memory.sums), list(memory.counts)
         for report in record.body.reports:
-            drawn = self._choices(genesis, record.round, report.client, memory)
+            drawn = self._choices(MethodRound(genesis, record.round, memory), report.client)
             for k, scalar in zip(drawn, report.projected_gradients, strict=True):
                 sums[k] += to_coefficient(abs(scalar))
                 counts[k] += 1
         return Importance(tuple(sums), tuple(counts))
 
-    def plan(self, genesis: Genesis, round_number: int, client: int, memory: Importance | None = None) -> list[int]:
+    def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds of the pool, drawn by importance from (run seed, round, client)."""
-        pool = pool_seeds(genesis.run_seed, genesis.rules.pool_size)
-        return [
-            pool[k]
-            for k in self._choices(genesis, round_number, client, self.memory(genesis) if memory is None else memory)
-        ]
+        pool = pool_seeds(at.genesis.run_seed, at.rules.pool_size)
+        return [pool[k] for k in self._choices(at, client)]
 
-    @staticmethod
-    def _choices(genesis: Genesis, round_number: int, client: int, memory: Importance) -> Sequence[int]:
-        count = genesis.rules.directions * genesis.rules.local_steps
-        return weighted_choices(genesis.run_seed, round_number, client, count, memory.ends)
+    def _choices(self, at: MethodRound, client: int) -> Sequence[int]:
+        importance = self.memory(at.genesis) if at.memory is None else at.memory
+        return weighted_choices(at.genesis.run_seed, at.number, client, at.directions, importance.ends)

@@ -11,10 +11,9 @@ bound on one client's influence is kept, the last factor of 32 is not.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from fedzo.journal.records import Entry, Genesis, Rules
-from fedzo.methods.method import MethodReport, to_coefficient
+from fedzo.journal.records import Entry, Rules
+from fedzo.methods.method import MethodReport, MethodRound, to_coefficient
 from fedzo.methods.shared import Shared
 
 
@@ -31,17 +30,10 @@ class FeedSign(Shared):
         """A vote stands for a slope of the usual size."""
         return step * slope
 
-    def aggregate(
-        self,
-        genesis: Genesis,
-        round_number: int,
-        learning_rate: float,
-        reports: Sequence[MethodReport],
-        memory: Any = None,
-    ) -> tuple[Entry, ...]:
+    def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:
         """−η f / P for every direction. Of a scalar only the sign is read, whatever a client sent."""
-        seeds = self.plan(genesis, round_number, 0)
-        step = to_coefficient(learning_rate / genesis.rules.directions)
+        seeds = self.plan(at, 0)
+        step = to_coefficient(learning_rate / at.rules.directions)
         columns = zip(*(report.projected_gradients for report in reports), strict=True)
         return tuple(Entry(seed, -_majority(votes) * step) for seed, votes in zip(seeds, columns, strict=True))
 

@@ -13,6 +13,26 @@ OPTIONS = ("pool_size", "momentum_window", "momentum_decay", "curvature_power")
 """Rules that one method needs and another has no use for, where they stay 0."""
 
 
+class MethodRound(NamedTuple):
+    """A round, as plans and entries follow from it."""
+
+    genesis: Genesis
+    number: int
+    """From 1; in an asynchronous run a ticket."""
+    memory: Any = None
+    """What the method remembers of the rounds before; None stands for the memory of a run that begins."""
+
+    @property
+    def rules(self) -> Rules:
+        """Of the run."""
+        return self.genesis.rules
+
+    @property
+    def directions(self) -> int:
+        """Seeds that a client evaluates, over all its local steps."""
+        return self.rules.directions * self.rules.local_steps
+
+
 class MethodReport(NamedTuple):
     """What a method learns of one client in a round."""
 
@@ -57,18 +77,11 @@ class Method(ABC):
             )
 
     @abstractmethod
-    def plan(self, genesis: Genesis, round_number: int, client: int, memory: Any = None) -> list[int]:
+    def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds that a client evaluates in a round: local step by local step, `directions` each."""
 
     @abstractmethod
-    def aggregate(
-        self,
-        genesis: Genesis,
-        round_number: int,
-        learning_rate: float,
-        reports: Sequence[MethodReport],
-        memory: Any = None,
-    ) -> tuple[Entry, ...]:
+    def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:
         """The round's entries, from reports in ascending order of client index."""
 
     # ── what a client does ──────────────────────────────────────────────────────────────────────────────
@@ -86,9 +99,9 @@ class Method(ABC):
         """
         return [projected_gradient(plus, minus, rules.epsilon) for plus, minus in losses]
 
-    def local_step(self, genesis: Genesis, learning_rate: float, scalar: float) -> int:
+    def local_step(self, rules: Rules, learning_rate: float, scalar: float) -> int:
         """Coefficient by which a client's own next local step moves along a direction, units of 2⁻⁴⁰: −η g / P."""
-        return to_coefficient(-learning_rate * scalar / genesis.rules.directions)
+        return to_coefficient(-learning_rate * scalar / rules.directions)
 
     def forwards(self, rules: Rules) -> int:
         """Forward passes of one client in a round whose directions all differ."""

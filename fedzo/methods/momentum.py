@@ -18,7 +18,7 @@ from typing import ClassVar
 from fedzo.errors import ConfigError
 from fedzo.journal.records import Commit, Entry, Genesis, Record, Rules
 from fedzo.methods.distinct import Distinct
-from fedzo.methods.method import MethodReport, method_reports
+from fedzo.methods.method import MethodReport, MethodRound, method_reports
 
 
 class Momentum(Distinct):
@@ -47,18 +47,12 @@ class Momentum(Distinct):
         """A scalar counts Σ β^k times in all."""
         return step / sum(rules.momentum_decay**k for k in range(rules.momentum_window))
 
-    def aggregate(
-        self,
-        genesis: Genesis,
-        round_number: int,
-        learning_rate: float,
-        reports: Sequence[MethodReport],
-        memory: tuple[Record, ...] = (),
-    ) -> tuple[Entry, ...]:
+    def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:
         """−η β^k (n_c/n) g / P for every direction of every client, k commits ago."""
-        entries = super().aggregate(genesis, round_number, learning_rate, reports)
-        for record in reversed(memory):
+        entries = super().aggregate(at, learning_rate, reports)
+        for record in reversed(at.memory or ()):
             assert isinstance(record.body, Commit)
-            learning_rate *= genesis.rules.momentum_decay
-            entries += super().aggregate(genesis, record.round, learning_rate, method_reports(record.body.reports))
+            learning_rate *= at.rules.momentum_decay
+            before = at._replace(number=record.round)
+            entries += super().aggregate(before, learning_rate, method_reports(record.body.reports))
         return entries

@@ -11,10 +11,9 @@ mean over clients may be a robust aggregation in its place (`fedzo.methods.robus
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from fedzo.journal.records import Entry, Genesis
-from fedzo.methods.method import Method, MethodReport, to_coefficient
+from fedzo.journal.records import Entry
+from fedzo.methods.method import Method, MethodReport, MethodRound, to_coefficient
 from fedzo.methods.robust import combine
 from fedzo.noise.draws import derived_seeds
 
@@ -25,25 +24,17 @@ class Shared(Method):
     incomparable = ""
     needs_rounds = "its clients evaluate the same directions"
 
-    def plan(self, genesis: Genesis, round_number: int, client: int, memory: Any = None) -> list[int]:
+    def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds derived from (run seed, round): the client index of the derivation is 0 for all."""
-        count = genesis.rules.directions * genesis.rules.local_steps
-        return derived_seeds(genesis.run_seed, round_number, 0, count)
+        return derived_seeds(at.genesis.run_seed, at.number, 0, at.directions)
 
-    def aggregate(
-        self,
-        genesis: Genesis,
-        round_number: int,
-        learning_rate: float,
-        reports: Sequence[MethodReport],
-        memory: Any = None,
-    ) -> tuple[Entry, ...]:
+    def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:
         """−η (mean over clients of g) / P for every direction, or what the aggregation makes of them."""
-        seeds = self.plan(genesis, round_number, 0)
-        if genesis.rules.aggregation:
-            combined = combine(genesis.rules, [report.projected_gradients for report in reports])
-            moves = [self.local_step(genesis, learning_rate, scalar) for scalar in combined]
+        seeds = self.plan(at, 0)
+        if at.rules.aggregation:
+            combined = combine(at.rules, [report.projected_gradients for report in reports])
+            moves = [self.local_step(at.rules, learning_rate, scalar) for scalar in combined]
             return tuple(Entry(seed, move) for seed, move in zip(seeds, moves, strict=True))
-        share = learning_rate / genesis.rules.directions / len(reports)
+        share = learning_rate / at.rules.directions / len(reports)
         sums = [sum(scalars) for scalars in zip(*(report.projected_gradients for report in reports), strict=True)]
         return tuple(Entry(seed, to_coefficient(-share * total)) for seed, total in zip(seeds, sums, strict=True))

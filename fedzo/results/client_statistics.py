@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 from fedzo.journal import Commit, Enrolment, Genesis, JournalContents
 from fedzo.journal.records import ClientReport
-from fedzo.methods import get_method
+from fedzo.methods import MethodRound, get_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ def client_statistics(contents: JournalContents) -> list[ClientStatistics]:
 def _same_directions(genesis: Genesis) -> bool:
     """Do all clients evaluate the same directions?"""
     method = get_method(genesis.rules.method)
-    memory = method.memory(genesis)
-    return method.plan(genesis, 1, 0, memory) == method.plan(genesis, 1, 1, memory)
+    first = MethodRound(genesis, 1, method.memory(genesis))
+    return method.plan(first, 0) == method.plan(first, 1)
 
 
 def _add(sums: dict[int, _Sums], reports: Sequence[ClientReport], comparable: bool) -> None:

@@ -9,7 +9,7 @@ from fedzo.coordinator.calibration import calibration_directions, calibration_fo
 from fedzo.errors import ConfigError
 from fedzo.journal import Calibration, ClientReport, Commit, Record, Rules, Task
 from fedzo.journal.codec import encode_record, report_size
-from fedzo.methods import get_method, method_reports
+from fedzo.methods import MethodRound, get_method, method_reports
 
 from ..baselines import get_baseline
 from ..options import SimulateOptions
@@ -109,7 +109,7 @@ def _method_bytes(options: SimulateOptions) -> int:
     )
     size = 0
     for number in range(1, max(1, rules.momentum_window) + 1):
-        entries = method.aggregate(genesis, number, rate, method_reports(reports), memory)
+        entries = method.aggregate(MethodRound(genesis, number, memory), rate, method_reports(reports))
         record = Record(number, Commit(entries, rate, reports))
         memory = method.remember(genesis, memory, record)
         size = frame_bytes(record)
