@@ -23,7 +23,7 @@ from fedzo.coordinator import (
 from fedzo.errors import ConfigError, ProtocolError
 from fedzo.journal import Commit, End, Enrolment, Evaluation, Rollback, Void
 from fedzo.journal.codec import decode_record, encode_genesis, encode_record
-from fedzo.methods import get_method
+from fedzo.methods import MethodRound, get_method
 from fedzo.wire.steps import decode_steps, encode_step
 
 DIVERGED = {"diverged": True, "loss": float("nan"), "projected_gradients": ()}
@@ -330,7 +330,7 @@ def test_seeds_of_a_pool_are_drawn_for_the_ticket():
         run.take(0)
     for commit in run.commits:
         (first, second) = commit.reports
-        seeds = [set(method.plan(run.genesis, report.ticket, 0)) for report in (first, second)]
+        seeds = [set(method.plan(MethodRound(run.genesis, report.ticket), 0)) for report in (first, second)]
         assert [entry.seed in seeds[0] for entry in commit.entries][: len(seeds[0])] == [True] * len(seeds[0])
         assert {entry.seed for entry in commit.entries} == seeds[0] | seeds[1]
 

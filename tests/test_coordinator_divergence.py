@@ -265,15 +265,16 @@ def test_a_run_that_was_rolled_back_by_hand_goes_on_from_there():
     assert run.records[-1].state_digest == run.digests[-1]
 
 
+@pytest.mark.parametrize(("usual", "spread", "blown_up"), [(0.69, 0.1, 1.2), (1.1, 0.35, 3.0)])
 @pytest.mark.parametrize(("clients", "window"), [(1, 24), (2, 12), (4, 6), (8, 3), (1000, 3)])
-def test_noise_of_single_batches_is_no_divergence_and_a_blow_up_is(clients, window):
-    """Losses of a batch spread as those of sixteen labels do, about 0.1 around 0.69; a commit has their mean."""
+def test_noise_of_single_batches_is_no_divergence_and_a_blow_up_is(clients, window, usual, spread, blown_up):
+    """Losses of a batch spread as those of sixteen labels do, of two and of six classes; a commit has their mean."""
     assert training_window(make_rules(cohort=clients)) == window
     for seed in range(20):
         draw, watch = np.random.default_rng(seed), LossWatch("training", window, 1.25)
-        losses = 0.69 + 0.1 * draw.standard_normal((300, min(clients, 100))).mean(axis=1)
+        losses = usual + spread * draw.standard_normal((300, min(clients, 100))).mean(axis=1)
         assert [watch.observe(loss, position) for position, loss in enumerate(losses)] == [None] * 300
-        assert [watch.observe(1.2, position) for position in range(300, 300 + window)][-1] is not None
+        assert [watch.observe(blown_up, position) for position in range(300, 300 + window)][-1] is not None
 
 
 def test_an_asynchronous_commit_has_as_many_reports_as_its_buffer():

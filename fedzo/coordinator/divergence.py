@@ -7,15 +7,21 @@ the same.
 
 from collections import deque
 from dataclasses import dataclass
-from math import ceil, inf, isfinite
+from math import ceil, inf, isfinite, pi, sqrt
 from statistics import median
 
 from fedzo.journal.records import Rules
 
 _LEAST_WINDOW = 3
 _REPORTS = 24
-"""The loss of a report is that of one batch. The best of many medians is low by their noise, and the next ones are not:
-a median of less would be a divergence now and then where nothing diverges."""
+"""The loss of a report is that of one batch: a median of fewer is too noisy."""
+_SPREAD_OF = 24
+"""Commits whose losses say how noisy they are."""
+_ERRORS = 6.0
+"""Standard errors of the difference of two medians that a divergence exceeds: the best of many is low by chance, and
+the next ones are not."""
+_MAD = 1.4826
+"""Standard deviation of a normal distribution ÷ its median absolute deviation."""
 RATE_FACTOR = 0.5
 """What a divergence multiplies the learning rate by."""
 
@@ -34,14 +40,22 @@ class Divergence:
 
 
 class LossWatch:
-    """One series of losses: the best median so far, and where it was seen."""
+    """One series of losses: the best median so far, and where it was seen.
+
+    Args:
+        name: of the series.
+        window: losses whose median is compared; a series of single losses is taken to be without noise.
+        factor: of the best median, above which it is a divergence; 0 turns the guard off.
+        position: where the series begins.
+    """
 
     def __init__(self, name: str, window: int, factor: float, position: int = 0) -> None:
         self._name = name
         self._factor = factor
         self._window = window
-        self._recent: deque[tuple[float, int]] = deque(maxlen=window)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_SPREAD_OF if window > 1 else 1)
         self._best = inf
+        self._noise = 0.0
         self.best_position = position
         """Where a divergence goes back to; before the first loss the position at which the series began."""
 
@@ -52,11 +66,13 @@ class LossWatch:
         self._recent.append((loss, position))
         if len(self._recent) < self._window:
             return None
-        now = median(seen for seen, _ in self._recent)
+        compared = list(self._recent)[-self._window :]
+        now = median(seen for seen, _ in compared)
         if now < self._best:
             self._best = now
-            self.best_position = min(self._recent)[1]
-        if now > self._factor * self._best:
+            self._noise = self._error()
+            self.best_position = min(compared)[1]
+        if now > max(self._factor * self._best, self._best + _ERRORS * self._noise):
             return self._diverged(f"{self._name} loss {now:.4g} is above {self._factor:g} × {self._best:.4g}")
         return None
 
@@ -66,6 +82,13 @@ class LossWatch:
         if self.best_position > position:
             self._best = inf
             self.best_position = position
+
+    def _error(self) -> float:
+        """Standard error of the difference of two medians of a window."""
+        losses = [loss for loss, _ in self._recent]
+        middle = median(losses)
+        deviation = _MAD * median(abs(loss - middle) for loss in losses)
+        return sqrt(2) * sqrt(pi / 2 / self._window) * deviation
 
     def _diverged(self, reason: str) -> Divergence | None:
         return Divergence(self.best_position, reason) if self._factor else None
