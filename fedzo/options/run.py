@@ -11,7 +11,7 @@ from fedzo.methods.method import to_coefficient
 from fedzo.noise import Distribution
 from fedzo.options.checks import MOST, require_range
 from fedzo.options.method import MethodOptions
-from fedzo.options.rounds import USUAL_STALENESS, AsynchronousOptions, RoundOptions
+from fedzo.options.rounds import AsynchronousOptions, RoundOptions
 from fedzo.options.scope import ScopeOptions
 from fedzo.options.step import AUTO, StepOptions
 from fedzo.options.task import TaskOptions
@@ -83,7 +83,7 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             momentum_decay=self.chosen("momentum_decay"),
             curvature_power=self.chosen("curvature_power"),
             buffer_size=self.buffer,
-            max_staleness=self.max_staleness or (USUAL_STALENESS if self.buffer else 0),
+            max_staleness=self.max_staleness or self.usual_of_asynchronous().get("max_staleness", 0),
             clip=self.clip,
             aggregation="" if self.aggregation == "mean" else self.aggregation,
             tolerate=self.chosen("tolerate"),
