@@ -16,6 +16,7 @@ from fedzo.options.scope import ScopeOptions
 from fedzo.options.step import AUTO, StepOptions
 from fedzo.options.task import TaskOptions
 from fedzo.tasks import get_task
+from fedzo.tasks.definition import SUFFIX
 from fedzo.tasks.labels import parse_labels
 
 
@@ -122,7 +123,12 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             objective="" if self.objective == "loss" else self.objective,
             group=defined.group,
         )
-        kind.check(spec)
+        try:
+            kind.check(spec)
+        except ConfigError as error:
+            if not self.task.endswith(SUFFIX):
+                raise
+            raise ConfigError(f"{self.task}: {error}") from error
         return spec
 
     def genesis(self, base_digest: bytes, manifest: Manifest, task: Task) -> Genesis:
