@@ -361,6 +361,15 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(demo, finished)
     assert (finished / "journal").read_bytes() == before
 
 
+def test_a_run_that_has_ended_is_resumed_to_say_so_and_changes_nothing(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    done = fedzo("simulate", "--resume", "--out", run)
+    end = read_journal(run / "journal").records[-1]
+    assert f"the run has ended at position 18, round 12, state digest {end.state_digest.hex()}" in done.stderr
+    assert "resumed" not in done.stderr
+    assert (run / "journal").read_bytes() == (finished / "journal").read_bytes()
+
+
 def test_a_flipped_byte_in_the_journal_is_named_by_every_command(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
