@@ -69,7 +69,9 @@ def test_a_run_that_has_ended_is_resumed_to_say_so_and_changes_nothing(host):
     before = (hosted.path / "journal").read_bytes()
     resumed = hosted.start()
     assert resumed.wait() == 0
-    assert "the run has ended at position 4, round 2, no digest agreed; clients that come late are served" in resumed.said
+    assert (
+        "the run has ended at position 4, round 2, no digest agreed; clients that come late are served" in resumed.said
+    )
     assert (hosted.path / "journal").read_bytes() == before
 
 

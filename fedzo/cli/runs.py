@@ -76,13 +76,17 @@ def clients(
     from dataclasses import asdict
 
     from fedzo.journal import read_journal
-    from fedzo.results.client_statistics import client_statistics
+    from fedzo.results.client_statistics import client_statistics, why_no_agreement
     from fedzo.run_directory import RunDirectory
 
-    found = [asdict(each) for each in client_statistics(read_journal(RunDirectory(run).require().journal))]
+    contents = read_journal(RunDirectory(run).require().journal)
+    found = [asdict(each) for each in client_statistics(contents)]
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
+    typer.echo("size: of its scalars, over the cohort's median; agreement: cosine of them with the mean of the others'")
+    if any(each["agreement"] is None for each in found):
+        typer.echo(f"agreement –: {why_no_agreement(contents.genesis)}")
     for each in found:
         said = [_fact(name, value) for name, value in each.items() if name not in ("client", "name")]
         typer.echo(f"{each['client']:>6}  {each['name']:<12} {'  '.join(said)}")
