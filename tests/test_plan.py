@@ -112,5 +112,6 @@ def test_a_run_takes_what_was_planned(demo, tmp_path, options):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"planned ([\d,]+) MB, measured ([\d,]+) MB", done.stderr)
     assert found is not None, done.stderr
+    assert done.stderr.index(f"planned {found[1]} MB") < done.stderr.index("done: 2 rounds") < found.start()
     plan, measured = (float(part.replace(",", "")) for part in found.groups())
     assert measured == pytest.approx(plan, rel=TOLERANCE), done.stderr

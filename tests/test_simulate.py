@@ -255,6 +255,34 @@ def test_an_unknown_option_in_the_config_names_the_nearest(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [
+        (
+            {"lr": "auto", "rounds": 3},
+            [
+                "method distinct, 1 direction a client: 3 rounds of 4 clients, learning rate auto, found before the "
+                "first, schedule linear",
+                "round 0: held-out loss",
+                "round 0: calibrated, learning rate",
+            ],
+        ),
+        (
+            {"buffer": 2, "rounds": 1, "directions": 3, "schedule": "constant"},
+            [
+                "method distinct, 3 directions a client: 1 commit of 2 reports, learning rate 0.005, schedule constant",
+                "round 0: held-out loss",
+            ],
+        ),
+    ],
+)
+def test_a_run_says_what_it_will_do_before_it_does_it(given, begins, demo, tmp_path):
+    lines = fedzo("simulate", *simulate_options(demo, tmp_path / "run", **given)).stderr.splitlines()
+    said = ["model", "partition by:key, seed 0: training examples", *begins]
+    for line, begin in zip(lines[: len(said)], said, strict=True):
+        assert line.startswith(begin)
+
+
 def test_the_demo_does_not_mix_with_what_is_there(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty; give a new directory" in refused("demo", "--out", tmp_path)
