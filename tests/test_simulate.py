@@ -346,6 +346,36 @@ def test_bad_values_are_refused_by_name(demo, tmp_path, changed, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["simulate", "server", "plan-memory", "evaluate", "generate"])
+def test_a_hub_name_that_is_not_at_hand_and_cannot_be_fetched_is_told_apart(command, demo, tmp_path):
+    """Offline, with a cache that is empty or has the config alone."""
+    name, cache = "someorg/some-model", tmp_path / "hub"
+    given = {
+        "simulate": simulate_options(demo, tmp_path / "run", model=name),
+        "server": ["--model", name, "--insecure", "--out", tmp_path / "run"],
+        "plan-memory": ["--model", name],
+        "evaluate": [name, "--data", demo.data],
+        "generate": [name, "--prompt", "the"],
+    }[command]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    said = refused(command, *given, env=offline)
+    assert "is neither a directory here nor a model in the hub's cache, and cannot be fetched" in said
+    assert "give a checkpoint's directory, or fetch it where there is a network: hf download someorg/some-model" in said
+    if command == "simulate":
+        snapshot = cache / "models--someorg--some-model" / "snapshots" / "1"
+        shutil.copytree(demo.model, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+        (refs := snapshot.parents[1] / "refs").mkdir()
+        (refs / "main").write_text("1")
+        assert "model.safetensors is not in the hub's cache and cannot be" in refused(command, *given, env=offline)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_is_no_directory_is_not_looked_for_on_the_hub(demo, tmp_path):
+    for place in (str(tmp_path / "nowhere"), "./nowhere"):
+        message = refused("simulate", *simulate_options(demo, tmp_path / "run", model=place))
+        assert f"'{place}': there is no such directory" in message
+
+
 def test_a_backend_that_this_machine_cannot_run_is_refused(demo, tmp_path):
     without_gpu = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     without_gpu["CUDA_VISIBLE_DEVICES"] = ""
