@@ -131,9 +131,11 @@ def replay(
             raise ConfigError(f"--out {out}: `fedzo export` writes a run's model; here it belongs to --without")
         check_export(out)
     replica, loaded, contents = rebuild(RunDirectory(run), base, state=state)
-    checked = sum(record.state_digest is not None for record in contents.records)
+    records = contents.records[contents.first :]
+    checked = sum(record.state_digest is not None for record in records)
+    begun = "" if contents.start is None else f"from the totals at position {contents.first} on, "
     typer.echo(
-        f"{counted(contents.position, 'record')} replayed, {counted(checked, 'state digest')} checked, all equal"
+        f"{begun}{counted(len(records), 'record')} replayed, {counted(checked, 'state digest')} checked, all equal"
     )
     typer.echo(f"state digest {replica.digest().hex()}")
     if without is None:
