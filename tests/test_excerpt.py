@@ -27,8 +27,8 @@ from fedzo.errors import (
     ReplicaError,
 )
 from fedzo.journal import Entry, Journal, Record, Rollback, Start, read_journal
-from fedzo.journal.codec import decode_start, encode_start
 from fedzo.journal.file import HEADER
+from fedzo.journal.genesis_codec import decode_start, encode_start
 from fedzo.noise import Distribution, get_backend
 from fedzo.noise.draws import pool_seeds
 from fedzo.results.rebuild import check_history

@@ -23,7 +23,7 @@ from fedzo.base.checkpoint import load_base
 from fedzo.coordinator import History
 from fedzo.errors import ConfigError, ProtocolError, ReplicaError
 from fedzo.journal import Journal, read_journal
-from fedzo.journal.codec import decode_start
+from fedzo.journal.genesis_codec import decode_start
 from fedzo.noise import get_backend
 from fedzo.run_directory import RunDirectory
 from fedzo.v1 import journal_pb2

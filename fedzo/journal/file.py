@@ -21,7 +21,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from fedzo.errors import CheckpointError, JournalDamageError, JournalFormatError
-from fedzo.journal.codec import decode_genesis, decode_record, decode_start
+from fedzo.journal.codec import decode_record
+from fedzo.journal.genesis_codec import decode_genesis, decode_start
 from fedzo.journal.records import Genesis, Record, Start
 from fedzo.journal.sequences import LateHashes, LateRecords
 
