@@ -49,7 +49,9 @@ def open_journal(
     how = restore(setting.replica, contents, run.state)
     if contents.torn_bytes:
         say(f"cut off {contents.torn_bytes} bytes of a record that was never finished")
-    say(said_of_end(contents) or f"resumed at position {journal.position} from {how}")
+    say(f"resumed at position {journal.position} from {how}")
+    if ended := said_of_end(contents):
+        say(ended)
     run.mend_metrics(contents.records)
     return journal
 
