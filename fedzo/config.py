@@ -1,12 +1,12 @@
 """Options: frozen dataclasses whose fields are the command line's options and a TOML file's keys alike.
 
 A field's help is its annotation, `Annotated[int, "what it is"]`, so that the command line, the file and the
-reference page have one source. Untyped input is parsed here, once; an unknown key names the nearest known one.
+reference page have one source. Untyped input is parsed here, once; an unknown key names the nearest known one, or all.
 """
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -56,15 +56,16 @@ def parse_options(options: type[Options], values: Mapping[str, Any], source: str
     """Check untyped values against the fields of a dataclass; keys in either spelling.
 
     Raises:
-        ConfigError: an unknown key (names the nearest known one) or a value of another type.
+        ConfigError: an unknown key (names the nearest known one, or all where none is near) or a value of another type.
     """
     known = option_types(options)
     parsed: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ConfigError(f"{source}: option {key!r} is unknown; the nearest known one is {option_name(near[0])!r}")
+            near = get_close_matches(name, known, n=1)
+            hint = f"the nearest known one is {option_name(near[0])!r}" if near else f"choose one of: {_names(known)}"
+            raise ConfigError(f"{source}: option {key!r} is unknown; {hint}")
         if name in parsed:
             raise ConfigError(f"{source}: option {option_name(name)!r} is given twice, in both spellings")
         parsed[name] = _typed(f"{source}: option {key!r}", value, known[name][0])
@@ -92,6 +93,10 @@ def write_toml(path: Path, options: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _names(known: Iterable[str]) -> str:
+    return ", ".join(map(option_name, known))
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:

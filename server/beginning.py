@@ -2,7 +2,7 @@
 
 from fedzo.coordinator import History
 from fedzo.journal import Entry, Genesis, Journal, Start
-from fedzo.journal.codec import encode_start
+from fedzo.journal.genesis_codec import encode_start
 from fedzo.methods import get_method
 from fedzo.v1 import rounds_pb2 as pb
 

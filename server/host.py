@@ -28,6 +28,7 @@ from fedzo.coordinator import (
 )
 from fedzo.errors import HandshakeError, JournalBehindError, ProtocolError
 from fedzo.journal import Journal, Record
+from fedzo.journal.view import said_of_end
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.handshake import Join, check_join
 from fedzo.wire.rounds import Outcome, decode_report
@@ -130,6 +131,7 @@ class Host:
             JournalWriteError: the disk refused a record.
         """
         if self.history.ended:
+            self._say(f"{said_of_end(self.contents)}; clients that come late are served")
             self._finish()
         try:
             while not isinstance(message := await self._next(), Stop):

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bar
 
 from fedzo.cli.runs import counted
 from fedzo.estimate.felt import unfelt, warning_of
-from fedzo.journal import Calibration, Commit, Evaluation, Record, Rollback, Void
+from fedzo.journal import Calibration, Commit, Evaluation, Record, Rollback, Rules, Void
 
 from .options import SimulateOptions
 from .setup import Setting
@@ -94,6 +94,17 @@ def show_setting(console: Console, options: SimulateOptions, setting: Setting) -
     more = f", … ({len(sizes)} clients, {sum(sizes.values())} examples)" if len(sizes) > 16 else ""
     console.print(
         f"partition {options.partition}, seed {options.seed}: training examples of each client: {listed}{more}"
+    )
+    console.print(_said_of_rules(setting.genesis.rules))
+
+
+def _said_of_rules(rules: Rules) -> str:
+    rounds = f"{counted(rules.rounds, 'round')} of {counted(rules.cohort, 'client')}"
+    commits = f"{counted(rules.rounds, 'commit')} of {counted(rules.buffer_size, 'report')}"
+    rate = "auto, found before the first" if rules.calibrated else f"{rules.learning_rate:g}"
+    return (
+        f"method {rules.method}, {counted(rules.directions, 'direction')} a client: "
+        f"{commits if rules.asynchronous else rounds}, learning rate {rate}, schedule {rules.schedule}"
     )
 
 

@@ -40,9 +40,11 @@ def plan_run(options: SimulateOptions) -> MemoryPlan | None:
 
 
 def said_of(plan: MemoryPlan) -> str:
-    """For people: the tiers, what was planned, and the most that this process has had resident."""
+    """For people: the tiers, and what was planned."""
     copied = "" if plan.copy_tier == "none" else f", its copy on tier {plan.copy_tier}"
-    return (
-        f"state on tier {plan.state_tier}{copied}: memory planned {plan.peak_bytes / 1e6:,.0f} MB, "
-        f"measured {peak_bytes() / 1e6:,.0f} MB"
-    )
+    return f"state on tier {plan.state_tier}{copied}: memory planned {plan.peak_bytes / 1e6:,.0f} MB"
+
+
+def said_of_peak(plan: MemoryPlan) -> str:
+    """The same, and the most that this process has had resident."""
+    return f"{said_of(plan)}, measured {peak_bytes() / 1e6:,.0f} MB"

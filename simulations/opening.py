@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fedzo.config import write_toml
 from fedzo.errors import BaseMismatchError
 from fedzo.journal import Journal
+from fedzo.journal.view import said_of_end
 from fedzo.results.rebuild import restore
 from fedzo.run_directory import RunDirectory
 
@@ -49,6 +50,8 @@ def open_journal(
     if contents.torn_bytes:
         say(f"cut off {contents.torn_bytes} bytes of a record that was never finished")
     say(f"resumed at position {journal.position} from {how}")
+    if ended := said_of_end(contents):
+        say(ended)
     run.mend_metrics(contents.records)
     return journal
 

@@ -10,7 +10,7 @@ from fedzo.tasks import get_task
 
 from .display import Display, show_setting
 from .engines import get_engine
-from .memory import plan_run, said_of
+from .memory import plan_run, said_of, said_of_peak
 from .opening import CHANGEABLE, PLACES, open_journal, rounds_done
 from .options import SimulateOptions
 from .setup import prepare
@@ -25,6 +25,8 @@ def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) 
     plan = plan_run(options)
     setting = prepare(options)
     show_setting(console, options, setting)
+    if plan is not None:
+        console.print(said_of(plan))
     with open_journal(run, options, setting, resume, console.print) as journal:
         display = Display(console, options.rounds, rounds_done(journal), get_task(options.definition().task).metric)
         with display:
@@ -36,6 +38,6 @@ def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) 
         f"{progress.bytes_up:,} bytes up, {progress.bytes_down:,} bytes down; journal {size:,} bytes"
     )
     if plan is not None:
-        console.print(said_of(plan))
+        console.print(said_of_peak(plan))
     console.print(f"state digest {setting.replica.digest().hex()}")
     return run.path

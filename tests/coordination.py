@@ -32,8 +32,9 @@ from fedzo.journal import (
     Record,
     Rollback,
 )
-from fedzo.journal.codec import decode_record, encode_genesis, encode_record
+from fedzo.journal.codec import decode_record, encode_record
 from fedzo.journal.file import HEADER, record_hash
+from fedzo.journal.genesis_codec import encode_genesis
 from fedzo.noise import Distribution, get_backend
 from fedzo.noise.draws import derived_seeds
 from fedzo.state.replica import Replica

@@ -114,7 +114,7 @@ def test_stopped_by_a_callback_and_resumed_is_the_run_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"learning_rate": 1.0}, ConfigError, "'learning_rate' is unknown; the nearest known one is"),
+        ({"learning_rate": 1.0}, ConfigError, "'learning_rate' is unknown; choose one of: model, .*, lr, "),
         ({"rounds": "many"}, ConfigError, "'rounds' is 'many'; expected int"),
         ({"max_length": 12}, ConfigError, "no use for option 'max-length'"),
         ({"clients": 3}, ConfigError, "no use for option 'clients'"),

@@ -22,7 +22,8 @@ from fedzo.coordinator import (
 )
 from fedzo.errors import ConfigError, ProtocolError
 from fedzo.journal import Commit, End, Enrolment, Evaluation, Rollback, Void
-from fedzo.journal.codec import decode_record, encode_genesis, encode_record
+from fedzo.journal.codec import decode_record, encode_record
+from fedzo.journal.genesis_codec import encode_genesis
 from fedzo.methods import MethodRound, get_method
 from fedzo.wire.steps import decode_steps, encode_step
 

@@ -95,3 +95,16 @@ def test_a_baseline_is_held_to_no_method_and_to_its_local_steps(tmp_path):
     now = stated(cell.options(), comparison, baseline=True)
     other = stated(replace(cell.options(), local_steps=1), comparison, baseline=True)
     assert now.difference(other) == "local-steps was 1, is 5"
+
+
+def test_a_cell_states_what_was_chosen_and_is_the_same_as_one_that_stated_zeros(tmp_path):
+    """Results of earlier versions have 0 where nothing was said."""
+    comparison = read(row=[{"method": "momentum", "scope": "sparse"}], base=BASE | {"clients": 4})
+    (cell,) = Queue(comparison, tmp_path).seeds(comparison.rows[0])
+    now = stated(cell.options(), comparison, baseline=False)
+    chosen = {"momentum_window": 10, "momentum_decay": 0.9, "sparsity": 0.75}
+    assert {name: now.options[name] for name in chosen} == chosen
+    zeros = replace(now, options=now.options | dict.fromkeys(chosen, 0))
+    assert (now.difference(zeros), zeros.difference(now)) == ("", "")
+    other = replace(now, options=now.options | {"sparsity": 0.5})
+    assert now.difference(other) == "sparsity was 0.5, is 0.75"

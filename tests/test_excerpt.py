@@ -4,6 +4,7 @@ import errno
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 from unittest.mock import Mock
 
 import pytest
@@ -14,6 +15,7 @@ from fedzo_server.beginning import Beginnings
 from helpers import MANIFEST, make_genesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from journals import split_frames
 
 from fedzo.coordinator import Connected
 from fedzo.errors import (
@@ -25,7 +27,8 @@ from fedzo.errors import (
     ReplicaError,
 )
 from fedzo.journal import Entry, Journal, Record, Rollback, Start, read_journal
-from fedzo.journal.codec import decode_start, encode_start
+from fedzo.journal.file import HEADER
+from fedzo.journal.genesis_codec import decode_start, encode_start
 from fedzo.noise import Distribution, get_backend
 from fedzo.noise.draws import pool_seeds
 from fedzo.results.rebuild import check_history
@@ -289,12 +292,16 @@ def test_the_bytes_of_a_start_are_those_of_the_format_page():
 def test_every_flipped_byte_of_an_excerpt_is_found(excerpt, tmp_path):
     data = excerpt.read_bytes()
     whole = read_journal(excerpt)
+    begins = list(accumulate(map(len, split_frames(data)[:-1]), initial=len(HEADER)))
     for offset in range(len(data)):
         damaged = bytearray(data)
         damaged[offset] ^= 1 << offset % 8
         (tmp_path / "damaged").write_bytes(damaged)
-        with pytest.raises((JournalDamageError, JournalFormatError)):
+        with pytest.raises((JournalDamageError, JournalFormatError)) as error:
             read_journal(tmp_path / "damaged")
+        named = [offset >= begin for begin in begins].count(True)
+        names = ["", "the genesis", "the start", *(f"record {n}" for n in range(whole.first + 1, whole.position + 1))]
+        assert f"damaged: {names[named]} at byte {begins[named - 1]}" in str(error.value) or not named
     assert whole.position == 20
 
 

@@ -36,8 +36,9 @@ from fedzo.journal import (
     Void,
     read_journal,
 )
-from fedzo.journal.codec import decode_record, encode_genesis, encode_record
+from fedzo.journal.codec import decode_record, encode_record
 from fedzo.journal.file import HEADER, frame_bytes
+from fedzo.journal.genesis_codec import encode_genesis
 from fedzo.noise import Distribution
 from fedzo.v1 import journal_pb2 as pb
 

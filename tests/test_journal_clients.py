@@ -60,9 +60,19 @@ def test_a_hostile_client_disagrees(demo, tmp_path):
     assert [each["name"] for each in found] == [f"client-{k}" for k in range(4)]
     assert min(each["agreement"] for each in found[1:]) > found[0]["agreement"]
     assert found[0]["agreement"] < 0
-    lines = fedzo("journal", "clients", run).stdout.splitlines()
+    legend, *lines = fedzo("journal", "clients", run).stdout.splitlines()
+    assert "agreement: cosine" in legend
     assert len(lines) == 4
     assert "agreement -" in lines[0]
+
+
+def test_why_no_agreement_is_known_is_said_once(demo, finished, tmp_path):
+    said = fedzo("journal", "clients", finished).stdout
+    assert said.count("method 'distinct' has each client evaluate directions of its own") == 1
+    assert said.count("agreement –") == 1 + 4
+    fedzo("simulate", *simulate_options(demo, tmp_path / "run", method="shared", clients=1, partition="iid", rounds=2))
+    said = fedzo("journal", "clients", tmp_path / "run").stdout
+    assert said.count("agreement –: it is in no commit with another client's scalars") == 1
 
 
 @pytest.mark.parametrize("method", ["distinct", "shared"])

@@ -32,7 +32,7 @@ from fedzo.journal import (
     Record,
     read_journal,
 )
-from fedzo.journal.codec import decode_genesis, encode_genesis
+from fedzo.journal.genesis_codec import decode_genesis, encode_genesis
 
 # ── creation and the lock ───────────────────────────────────────────────────────────────────────────
 

@@ -59,6 +59,22 @@ def test_a_resumed_run_waits_for_its_clients_only_for_a_while(host):
     assert hosted.status().asked == 1
 
 
+def test_a_run_that_has_ended_is_resumed_to_say_so_and_changes_nothing(host):
+    hosted = host(rounds=2)
+    clients = both(hosted)
+    for _ in range(2):
+        for client, plan in [(client, client.plan()) for client in clients]:
+            client.take_part(plan)
+    assert hosted.process.wait() == 0
+    before = (hosted.path / "journal").read_bytes()
+    resumed = hosted.start()
+    assert resumed.wait() == 0
+    assert (
+        "the run has ended at position 4, round 2, no digest agreed; clients that come late are served" in resumed.said
+    )
+    assert (hosted.path / "journal").read_bytes() == before
+
+
 def test_killed_at_any_moment_no_record_that_was_told_is_lost_and_none_is_twice(host):
     hosted = host(rounds=200, clients=1)
     anna = HandClient(hosted, "anna")

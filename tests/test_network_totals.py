@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from commands import fedzo, refused
 from federation import OPTIONS
 from fedzo_client.home import Home
 from fedzo_client.options import ClientOptions, ConnectionOptions
@@ -22,7 +23,7 @@ from fedzo.base.checkpoint import load_base
 from fedzo.coordinator import History
 from fedzo.errors import ConfigError, ProtocolError, ReplicaError
 from fedzo.journal import Journal, read_journal
-from fedzo.journal.codec import decode_start
+from fedzo.journal.genesis_codec import decode_start
 from fedzo.noise import get_backend
 from fedzo.run_directory import RunDirectory
 from fedzo.v1 import journal_pb2
@@ -226,6 +227,27 @@ def test_a_replica_that_goes_wrong_is_rebuilt_from_base_and_totals(pool_run, dem
         home.follow(steps)
     assert said[-1] == f"rebuilt from base and {contents.position - 16} records"
     assert home.replica.digest() == contents.records[-1].state_digest
+
+
+def test_a_late_clients_directory_gives_the_model_that_the_whole_journal_gives(pool_run, demo, tmp_path):
+    whole, late = read_journal(pool_run / "journal"), tmp_path / "late"
+    late.mkdir()
+    with Journal.create_whole(late / "journal", copy_of(reply_of(pool_run, 17))) as journal:
+        for record in whole.records[journal.position :]:
+            journal.append(record)
+        assert journal.contents.first == 16
+    digest = whole.records[-1].state_digest.hex()
+    assert "give the base with --base" in refused("export", late, "--out", tmp_path / "model")
+    given = ("--base", demo.model)
+    assert f"state digest {digest}" in fedzo("export", late, "--out", tmp_path / "model", *given).stdout
+    replayed = fedzo("replay", late, *given).stdout
+    assert f"from the totals at position 16 on, {whole.position - 16} records replayed" in replayed
+    assert digest in replayed
+    rows = ("--data", demo.data, "--rows", 8)
+    assert fedzo("evaluate", late, *given, *rows).stdout == fedzo("evaluate", pool_run, *rows).stdout
+    for command in (("influence", late, *rows), ("replay", late, "--without", "client-0")):
+        assert "begins with the totals at position 16, which all clients made" in refused(*command, *given)
+    assert "the run's server has all records" in refused("journal", "clients", late)
 
 
 def ask(liar: Liar, demo, directory: Path, compute_copy: str = "none") -> None:

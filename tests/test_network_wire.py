@@ -12,8 +12,9 @@ from journals import payloads_of
 from fedzo.coordinator import Plan, Purpose, Report
 from fedzo.errors import HandshakeError, JournalBehindError, JournalDamageError, ProtocolError
 from fedzo.journal import ClientReport, Commit, Entry, Journal, JournalContents, Record, Void, read_journal
-from fedzo.journal.codec import encode_genesis, encode_record
+from fedzo.journal.codec import encode_record
 from fedzo.journal.file import FIRST_PREVIOUS, record_hash
+from fedzo.journal.genesis_codec import encode_genesis
 from fedzo.methods import MethodReport, MethodRound, get_method, method_reports
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.handshake import Join, check_join, decode_join, encode_join

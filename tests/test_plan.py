@@ -63,6 +63,24 @@ def test_tiers_follow_the_memory_allowed(demo):
     assert [tier_for("auto", manifest, free) for free in (8000, 7999)] == ["host", "disk"]
 
 
+def test_a_state_on_the_device_is_in_the_memory_of_a_gpu_where_there_is_one(demo):
+    given = ("--model", demo.model, "--host-memory", "2GB")
+    host = planned(*given, "--state", "host", "--device-memory", "1GB")["plan"]
+    here = planned(*given, "--state", "device")["plan"]
+    assert here["state_tier"] == "device"
+    assert here["state_bytes"] == host["state_bytes"] == 4 * host["elements"], "a CPU's memory is the machine's"
+    there = planned(*given, "--state", "device", "--device-memory", "1GB")["plan"]
+    assert there["state_bytes"] == there["ring_bytes"] == there["disk_bytes"] == 0
+    rest = there["device_bytes"] - 4 * there["elements"]
+    assert rest == there["scratch_bytes"] + there["activation_bytes"]
+    copied = planned(*given, "--state", "device", "--device-memory", "1GB", "--compute-copy", "bf16")["plan"]
+    assert (copied["copy_tier"], copied["copy_bytes"]) == ("device", 0)
+    assert copied["device_bytes"] > there["device_bytes"]
+    assert "state 'gpu' is unknown; choose one of: auto, device, host, disk" in refused(
+        "plan-memory", *given, "--state", "gpu"
+    )
+
+
 def test_auto_is_decided_by_the_same_code(monkeypatch, tmp_path):
     manifest = Manifest((TensorSpec("w", (1000,), 29, 0),))
     for free, path in ((8000, None), (7999, tmp_path / "state")):
@@ -112,5 +130,6 @@ def test_a_run_takes_what_was_planned(demo, tmp_path, options):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"planned ([\d,]+) MB, measured ([\d,]+) MB", done.stderr)
     assert found is not None, done.stderr
+    assert done.stderr.index(f"planned {found[1]} MB") < done.stderr.index("done: 2 rounds") < found.start()
     plan, measured = (float(part.replace(",", "")) for part in found.groups())
     assert measured == pytest.approx(plan, rel=TOLERANCE), done.stderr

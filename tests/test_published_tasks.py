@@ -20,7 +20,7 @@ from fedzo.errors import ConfigError, DataError
 from fedzo.estimate import Estimator
 from fedzo.journal import Commit, read_journal
 from fedzo.journal import Task as Spec
-from fedzo.journal.codec import decode_task, encode_task
+from fedzo.journal.genesis_codec import decode_task, encode_task
 from fedzo.noise import Distribution
 from fedzo.scopes import Kind, Scope
 from fedzo.scopes.base import prepare

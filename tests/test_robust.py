@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedzo.coordinator import Plan, Purpose, Report
 from fedzo.errors import ConfigError
 from fedzo.journal import Commit, Evaluation, read_journal
-from fedzo.journal.codec import decode_genesis, encode_genesis
+from fedzo.journal.genesis_codec import decode_genesis, encode_genesis
 from fedzo.methods import METHODS, MethodReport, MethodRound, get_method
 from fedzo.methods.robust import AGGREGATIONS, clipped, krum, medians, trimmed_means
 from fedzo.noise import COEFFICIENT_BITS

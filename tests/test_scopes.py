@@ -16,7 +16,7 @@ from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ConfigError, JournalFormatError, RangeGuardError, ReplicaError
 from fedzo.estimate import Estimator
 from fedzo.journal import Commit, Entry, Record
-from fedzo.journal.codec import decode_genesis, encode_genesis
+from fedzo.journal.genesis_codec import decode_genesis, encode_genesis
 from fedzo.noise import Distribution
 from fedzo.scopes import ALL, Kind, Scope
 from fedzo.scopes.layers import LayerTouches, block_name

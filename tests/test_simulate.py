@@ -255,6 +255,34 @@ def test_an_unknown_option_in_the_config_names_the_nearest(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [
+        (
+            {"lr": "auto", "rounds": 3},
+            [
+                "method distinct, 1 direction a client: 3 rounds of 4 clients, learning rate auto, found before the "
+                "first, schedule linear",
+                "round 0: held-out loss",
+                "round 0: calibrated, learning rate",
+            ],
+        ),
+        (
+            {"buffer": 2, "rounds": 1, "directions": 3, "schedule": "constant"},
+            [
+                "method distinct, 3 directions a client: 1 commit of 2 reports, learning rate 0.005, schedule constant",
+                "round 0: held-out loss",
+            ],
+        ),
+    ],
+)
+def test_a_run_says_what_it_will_do_before_it_does_it(given, begins, demo, tmp_path):
+    lines = fedzo("simulate", *simulate_options(demo, tmp_path / "run", **given)).stderr.splitlines()
+    said = ["model", "partition by:key, seed 0: training examples", *begins]
+    for line, begin in zip(lines[: len(said)], said, strict=True):
+        assert line.startswith(begin)
+
+
 def test_the_demo_does_not_mix_with_what_is_there(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty; give a new directory" in refused("demo", "--out", tmp_path)
@@ -277,8 +305,17 @@ def test_options_in_a_file_and_on_the_command_line_are_the_same(demo, finished, 
         ({"method": "nonsense"}, "method 'nonsense' is unknown"),
         ({"device": "gpu"}, "device 'gpu' is unknown; choose cpu, cuda, cuda:N or auto"),
         ({"scope": "loras"}, "scope 'loras' is unknown"),
-        ({"task": "classification"}, "task 'classification' needs option prompt"),
-        ({"task": "classification", "prompt": "{text} so"}, "task 'classification' needs option label-field"),
+        (
+            {"task": "classification"},
+            "task 'classification' needs options prompt, label-field, labels (which a simulation finds in its data)",
+        ),
+        ({"task": "classification", "prompt": "{text} so"}, "task 'classification' needs options label-field, labels"),
+        ({"task": "instruction"}, "task 'instruction' needs options prompt, response"),
+        ({"task": "instruction", "response": "{text}"}, "task 'instruction' needs option prompt"),
+        (
+            {"task": "sequence-classification"},
+            "task 'sequence-classification' needs options label-field, labels (which",
+        ),
         ({"task": "translation"}, "task 'translation' is unknown; choose one of: lm, instruction"),
         ({"prompt": "{text}"}, "option prompt is '{text}', but task 'lm' has no use for it"),
         ({"task": "instruction", "prompt": "{text!r}", "response": "{key}"}, "must be a field's name"),
@@ -307,6 +344,36 @@ def test_options_in_a_file_and_on_the_command_line_are_the_same(demo, finished, 
 def test_bad_values_are_refused_by_name(demo, tmp_path, changed, message):
     assert message in refused("simulate", *simulate_options(demo, tmp_path / "run", **changed))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["simulate", "server", "plan-memory", "evaluate", "generate"])
+def test_a_hub_name_that_is_not_at_hand_and_cannot_be_fetched_is_told_apart(command, demo, tmp_path):
+    """Offline, with a cache that is empty or has the config alone."""
+    name, cache = "someorg/some-model", tmp_path / "hub"
+    given = {
+        "simulate": simulate_options(demo, tmp_path / "run", model=name),
+        "server": ["--model", name, "--insecure", "--out", tmp_path / "run"],
+        "plan-memory": ["--model", name],
+        "evaluate": [name, "--data", demo.data],
+        "generate": [name, "--prompt", "the"],
+    }[command]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    said = refused(command, *given, env=offline)
+    assert "is neither a directory here nor a model in the hub's cache, and cannot be fetched" in said
+    assert "give a checkpoint's directory, or fetch it where there is a network: hf download someorg/some-model" in said
+    if command == "simulate":
+        snapshot = cache / "models--someorg--some-model" / "snapshots" / "1"
+        shutil.copytree(demo.model, snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+        (refs := snapshot.parents[1] / "refs").mkdir()
+        (refs / "main").write_text("1")
+        assert "model.safetensors is not in the hub's cache and cannot be" in refused(command, *given, env=offline)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_is_no_directory_is_not_looked_for_on_the_hub(demo, tmp_path):
+    for place in (str(tmp_path / "nowhere"), "./nowhere"):
+        message = refused("simulate", *simulate_options(demo, tmp_path / "run", model=place))
+        assert f"'{place}': there is no such directory" in message
 
 
 def test_a_backend_that_this_machine_cannot_run_is_refused(demo, tmp_path):
@@ -350,6 +417,14 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(demo, finished)
     message = refused("simulate", "--resume", *simulate_options(demo, finished, lr=1.0))
     assert "--lr is 1.0, but" in message
     assert (finished / "journal").read_bytes() == before
+
+
+def test_a_run_that_has_ended_is_resumed_to_say_so_and_changes_nothing(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    done = fedzo("simulate", "--resume", "--out", run)
+    end = read_journal(run / "journal").records[-1]
+    assert f"the run has ended at position 18, round 12, state digest {end.state_digest.hex()}" in done.stderr
+    assert (run / "journal").read_bytes() == (finished / "journal").read_bytes()
 
 
 def test_a_flipped_byte_in_the_journal_is_named_by_every_command(finished, tmp_path):

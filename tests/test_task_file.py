@@ -39,7 +39,19 @@ def test_a_file_is_a_task_and_the_journal_holds_what_it_says(demo, tmp_path, mon
     ("text", "message"),
     [
         ('task = "classification"\npromt = "x"', "option 'promt' is unknown; the nearest known one is 'prompt'"),
-        ('prompt = "x"', "option --task must be given"),
+        (
+            'task = "classification"\nmax-length = 9',
+            "option 'max-length' is unknown; choose one of: task, prompt, resp",
+        ),
+        ('task = "classification"\nlabel = "a"', "option 'label' is unknown; the nearest known one is 'labels'"),
+        ('prompt = "x"', "the key 'task' is missing; it names the task in code: lm, instruction, classification"),
+        ('task = "clasification"', "task 'clasification' is unknown; choose one of: lm, instruction"),
+        ('task = "sst2"', "choose one of: lm, instruction, classification, sequence-classification"),
+        (
+            'task = "classification"\nmetrics = ["f1"]',
+            "task 'classification' needs options prompt, label-field, labels",
+        ),
+        ('task = "instruction"\nprompt="x"\nresponse="y"\nanswer-tokens=-3', "answer-tokens is -3; expected 0 to"),
         (
             'task = "classification"\nprompt = "x"\nlabel-field = "a"\nchoices = "c"\n[labels]\na = "a"\nb = "b"',
             "needs option labels, or choices in its file; it has both",
@@ -57,7 +69,27 @@ def test_a_file_that_is_wrong_is_refused_by_its_key(text, message, demo, tmp_pat
     file = tmp_path / "wrong.toml"
     file.write_text(text)
     given = {"task": file, "partition": "iid"}
-    assert message in refused("simulate", *simulate_options(demo, tmp_path / "run", **given))
+    said = refused("simulate", *simulate_options(demo, tmp_path / "run", **given))
+    assert said.startswith(f"error: {file}: ")
+    assert message in said
     assert "cannot be read" in refused(
         "simulate", *simulate_options(demo, tmp_path / "run", task=tmp_path / "none.toml")
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('task="classification"\nprompt="x"\nlabel-field="sort"', "name the label's field with --label-field, or"),
+        ('task="classification"\nprompt="x"\nlabel-field="sort"\nchoices="text"', "holds 'a cat'; expected a list"),
+        ('task="classification"\nprompt="x"\nlabel-field="text"\nchoices="sort"', "the task's file names it"),
+    ],
+)
+def test_a_row_that_lacks_what_the_file_names_is_refused_by_line(text, message, demo, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a cat"}\n' * 9)
+    given = {"task": tmp_path / "mine.toml", "data": data, "partition": "iid", "clients": 1}
+    said = refused("simulate", *simulate_options(demo, tmp_path / "run", **given))
+    assert f"{data}, line " in said
+    assert message in said

@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 
 from fedzo.artifact.contents import Artifact
 from fedzo.errors import ArtifactError, ConfigError
-from fedzo.journal.codec import decode_scope, decode_task, encode_scope, encode_task
+from fedzo.journal.genesis_codec import decode_scope, decode_task, encode_scope, encode_task
 from fedzo.journal.records import NUMERICS_VERSION, Entry
 from fedzo.noise import Distribution
 from fedzo.noise.increments import COEFFICIENT_LIMIT

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from fedzo.base.checkpoint_files import FLOAT_TYPES, widest_type
+from fedzo.base.checkpoint_files import FLOAT_TYPES, require_model, widest_type
 from fedzo.base.initial_weights import initialise
 from fedzo.base.manifest import frame
 from fedzo.base.paging import release
@@ -138,6 +138,7 @@ def load_tokenizer(source: str) -> Any:
     Raises:
         CheckpointError: there is none.
     """
+    require_model(source)
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:

@@ -5,13 +5,24 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from fedzo.errors import CheckpointError
 
 FLOAT_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """As safetensors spells them."""
 _WIDTH = {"F64": 3, "F32": 2, "BF16": 1, "F16": 1}
+
+
+def require_model(source: str) -> None:
+    """Raises CheckpointError where no model is: neither in a directory, nor in the hub's cache, nor on the hub."""
+    if Path(source).is_dir() or _find(source, CONFIG_NAME) is not None:
+        return
+    raise CheckpointError(
+        f"{source!r} is neither a directory here nor a model in the hub's cache, and cannot be fetched: there is no "
+        f"network, HF_HUB_OFFLINE is set, or the hub has no {CONFIG_NAME} of that name; give a checkpoint's directory, "
+        f"or fetch it where there is a network: hf download {source}"
+    )
 
 
 def stored_bytes(source: str) -> int:
@@ -43,6 +54,7 @@ def widest_type(source: str) -> torch.dtype:
 
 
 def _weight_files(source: str) -> list[Path]:
+    require_model(source)
     index = _find(source, SAFE_WEIGHTS_INDEX_NAME)
     if index is not None:
         names = _sharded_names(index)
@@ -58,6 +70,8 @@ def _find(source: str, name: str) -> Path | None:
     try:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise CheckpointError(f"{source!r}: there is no such directory, and no such name on the hub") from error
         raise CheckpointError(f"cannot read checkpoint {source!r}: {error}") from error
     return None if found is None else Path(found)
 
@@ -66,6 +80,9 @@ def _require(source: str, name: str) -> Path:
     found = _find(source, name)
     if found is None:
         if not Path(source).is_dir():
-            raise CheckpointError(f"{source!r} is no directory, and no model of that name was found on the hub")
+            raise CheckpointError(
+                f"model {source!r}: {name} is not in the hub's cache and cannot be fetched; fedzo reads safetensors "
+                f"only. Where the hub has it, fetch it where there is a network: hf download {source}"
+            )
         raise CheckpointError(f"checkpoint {source!r} has no {name}; fedzo reads safetensors only")
     return found

@@ -27,7 +27,14 @@ def plan_memory(
     ] = "",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Examples of a batch.")] = 16,
     max_length: Annotated[int, typer.Option("--max-length", help="Tokens of an example.")] = 128,
-    state: Annotated[str, typer.Option("--state", help="As of `fedzo simulate`: host, disk or auto.")] = "auto",
+    state: Annotated[
+        str,
+        typer.Option(
+            "--state",
+            help="As of `fedzo simulate`: host, disk, device (the GPU of --device-memory, else as host), or auto, "
+            "which takes no GPU into account.",
+        ),
+    ] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="As of `fedzo simulate`.")] = "float32",
     compute_copy: Annotated[str, typer.Option("--compute-copy", help="As of `fedzo simulate`.")] = "none",
     directions_per_pass: Annotated[int, typer.Option("--directions-per-pass", help="As of `fedzo simulate`.")] = 1,
@@ -46,10 +53,10 @@ def plan_memory(
     from fedzo.plan.machine import measure_machine
     from fedzo.plan.memory import Asked, process_bytes, step_seconds
     from fedzo.plan.memory import plan_memory as plan
-    from fedzo.tiers import COPIES
+    from fedzo.tiers import COPIES, TIERS
     from fedzo.tiers.choice import free_bytes
 
-    require_choice("state", state, ("auto", "host", "disk"))
+    require_choice("state", state, TIERS)
     require_choice("dtype", dtype, _TYPES)
     require_choice("compute-copy", compute_copy, COPIES)
     for name, number in (("batch-size", batch_size), ("directions-per-pass", directions_per_pass)):
@@ -59,7 +66,11 @@ def plan_memory(
     device = _bytes("device-memory", device_memory) if device_memory else None
     found = outline(model, batch_size, max_length)
     asked = Asked(
-        state=state, compute_copy=compute_copy, dtype_bytes=_TYPES[dtype], directions_per_pass=directions_per_pass
+        state=state,
+        device_apart=device is not None,
+        compute_copy=compute_copy,
+        dtype_bytes=_TYPES[dtype],
+        directions_per_pass=directions_per_pass,
     )
     made = plan(found.shapes, found.blocks, found.forward, asked, process_bytes=process_bytes(), free_bytes=allowed)
     machine = measure_machine(directory, threads or os.cpu_count() or 1)

@@ -76,13 +76,17 @@ def clients(
     from dataclasses import asdict
 
     from fedzo.journal import read_journal
-    from fedzo.results.client_statistics import client_statistics
+    from fedzo.results.client_statistics import client_statistics, why_no_agreement
     from fedzo.run_directory import RunDirectory
 
-    found = [asdict(each) for each in client_statistics(read_journal(RunDirectory(run).require().journal))]
+    contents = read_journal(RunDirectory(run).require().journal)
+    found = [asdict(each) for each in client_statistics(contents)]
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
+    typer.echo("size: of its scalars, over the cohort's median; agreement: cosine of them with the mean of the others'")
+    if any(each["agreement"] is None for each in found):
+        typer.echo(f"agreement –: {why_no_agreement(contents.genesis)}")
     for each in found:
         said = [_fact(name, value) for name, value in each.items() if name not in ("client", "name")]
         typer.echo(f"{each['client']:>6}  {each['name']:<12} {'  '.join(said)}")
@@ -127,9 +131,11 @@ def replay(
             raise ConfigError(f"--out {out}: `fedzo export` writes a run's model; here it belongs to --without")
         check_export(out)
     replica, loaded, contents = rebuild(RunDirectory(run), base, state=state)
-    checked = sum(record.state_digest is not None for record in contents.records)
+    records = contents.records[contents.first :]
+    checked = sum(record.state_digest is not None for record in records)
+    begun = "" if contents.start is None else f"from the totals at position {contents.first} on, "
     typer.echo(
-        f"{counted(contents.position, 'record')} replayed, {counted(checked, 'state digest')} checked, all equal"
+        f"{begun}{counted(len(records), 'record')} replayed, {counted(checked, 'state digest')} checked, all equal"
     )
     typer.echo(f"state digest {replica.digest().hex()}")
     if without is None:

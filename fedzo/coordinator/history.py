@@ -89,6 +89,11 @@ class History:
         self.highest_rate = max(self.learning_rate, start.highest_rate)
         self.range_guard.begin(start.entries)
 
+    @property
+    def first(self) -> int:
+        """Position from which the records are here; of an excerpt that of its start."""
+        return self._contents.first
+
     def catch_up(self) -> None:
         """Apply what the journal has beyond this position; raises as `apply`."""
         for position in range(self.position, self._contents.position):

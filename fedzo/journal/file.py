@@ -21,7 +21,8 @@ from pathlib import Path
 from blake3 import blake3
 
 from fedzo.errors import CheckpointError, JournalDamageError, JournalFormatError
-from fedzo.journal.codec import decode_genesis, decode_record, decode_start
+from fedzo.journal.codec import decode_record
+from fedzo.journal.genesis_codec import decode_genesis, decode_start
 from fedzo.journal.records import Genesis, Record, Start
 from fedzo.journal.sequences import LateHashes, LateRecords
 
@@ -129,7 +130,7 @@ def decode_journal(path: Path, data: bytes) -> Iterator[tuple[Genesis | Start | 
         data: the file's.
     """
     excerpt = _is_excerpt(path, data)
-    frames, offset, number = _frames(path, data), len(HEADER), 0
+    frames, offset, number = _frames(path, data, starts=excerpt), len(HEADER), 0
     genesis: Genesis | None = None
     while (frame := next(frames, None)) is not None:
         payload, digest, end = frame
@@ -156,7 +157,7 @@ def _decode(
     except JournalFormatError as error:
         raise JournalFormatError(f"{path}: {error}") from error
     except (JournalDamageError, CheckpointError) as error:
-        raise JournalDamageError(_damage(path, number, offset, str(error))) from error
+        raise JournalDamageError(_damage(path, number, offset, str(error), start=starts)) from error
 
 
 def _is_excerpt(path: Path, data: bytes) -> bool:
@@ -174,7 +175,13 @@ def _is_excerpt(path: Path, data: bytes) -> bool:
 
 
 def _frames(
-    path: Path, data: bytes, previous: bytes = FIRST_PREVIOUS, offset: int = len(HEADER), number: int = 0
+    path: Path,
+    data: bytes,
+    previous: bytes = FIRST_PREVIOUS,
+    offset: int = len(HEADER),
+    number: int = 0,
+    *,
+    starts: bool = False,
 ) -> Iterator[tuple[bytes, bytes, int]]:
     """Whole frames as (payload, record hash, end offset), up to a torn tail.
 
@@ -184,22 +191,26 @@ def _frames(
         previous: record hash before the first of them.
         offset: where it begins.
         number: position that it leads to.
+        starts: the second is an excerpt's start.
     """
     while len(data) - offset >= _PREFIX.size:
+        start = starts and number == 1
         length, checksum = _PREFIX.unpack_from(data, offset)
         if zlib.crc32(data[offset : offset + 4]) != checksum:
             if _written(data, offset) < offset + _PREFIX.size:
                 return
-            raise JournalDamageError(_damage(path, number, offset, "the length of its frame fails its checksum"))
-        start = offset + _PREFIX.size
-        end = start + length + HASH_BYTES
+            what = "the length of its frame fails its checksum"
+            raise JournalDamageError(_damage(path, number, offset, what, start=start))
+        body = offset + _PREFIX.size
+        end = body + length + HASH_BYTES
         if end > len(data):
             return
-        payload, digest = data[start : start + length], data[start + length : end]
+        payload, digest = data[body : body + length], data[body + length : end]
         if record_hash(previous, payload) != digest:
             if end == len(data) and _written(data, offset) < end:
                 return
-            raise JournalDamageError(_damage(path, number, offset, "its hash does not follow from the bytes"))
+            what = "its hash does not follow from the bytes"
+            raise JournalDamageError(_damage(path, number, offset, what, start=start))
         yield payload, digest, end
         previous, offset, number = digest, end, number + 1
 
@@ -216,8 +227,8 @@ def _written(data: bytes, offset: int) -> int:
     return edge if len(data) - edge >= _ZEROS else len(data)
 
 
-def _damage(path: Path, number: int, offset: int, what: str) -> str:
-    name = f"record {number}" if number else "the genesis"
+def _damage(path: Path, number: int, offset: int, what: str, *, start: bool) -> str:
+    name = "the genesis" if number == 0 else "the start" if start else f"record {number}"
     return (
         f"{path}: {name} at byte {offset} is damaged: {what}. Nothing after it can be trusted and nothing was "
         "changed; restore the file from a copy"

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedzo.journal.file import JournalContents
-from fedzo.journal.records import Genesis, Record, Rollback, Start
+from fedzo.journal.records import End, Genesis, Record, Rollback, Start
 
 
 def journal_view(contents: JournalContents) -> dict[str, Any]:
@@ -41,6 +41,16 @@ def state_digests(records: Sequence[Record], first: int = 0) -> dict[int, bytes]
         if source in known and (isinstance(record.body, Rollback) or not record.entries):
             known[position] = known[source]
     return known
+
+
+def said_of_end(contents: JournalContents) -> str:
+    """Where a run has ended, in words; empty where it has not."""
+    for position in range(contents.position, contents.first, -1):
+        record = contents.records[position - 1]
+        if isinstance(record.body, End):
+            digest = "no digest agreed" if record.state_digest is None else f"state digest {record.state_digest.hex()}"
+            return f"the run has ended at position {position}, round {record.round}, {digest}"
+    return ""
 
 
 def _genesis(genesis: Genesis) -> dict[str, Any]:

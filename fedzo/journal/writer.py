@@ -18,8 +18,9 @@ from fedzo.errors import (
     JournalLockedError,
     JournalWriteError,
 )
-from fedzo.journal.codec import decode_record, encode_genesis, encode_record
+from fedzo.journal.codec import decode_record, encode_record
 from fedzo.journal.file import HASH_BYTES, JournalContents, decode_journal, frame_bytes, journal_bytes
+from fedzo.journal.genesis_codec import encode_genesis
 from fedzo.journal.records import Genesis, Record, Start
 from fedzo.journal.stored import StoredHashes, StoredRecords
 

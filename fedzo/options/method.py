@@ -47,12 +47,12 @@ class MethodOptions:
 
     def chosen(self, name: str) -> Any:
         """An option of the method or the aggregation: as given, or what is usual where that is 0."""
-        usual = {
-            "directions": 1,
-            "tolerate": USUALLY_TOLERATED.get(self.aggregation, 0.0),
-            **get_method(self.method).usual,
-        }
-        return getattr(self, name) or usual.get(name, 0)
+        return getattr(self, name) or self.usual_of_method().get(name, 0)
+
+    def usual_of_method(self) -> dict[str, Any]:
+        """What options of the method and the aggregation are where they are left at 0."""
+        tolerated = USUALLY_TOLERATED.get(self.aggregation, 0.0)
+        return {"directions": 1, "tolerate": tolerated, **get_method(self.method).usual}
 
     def check_ranges_of_method(self) -> None:
         """Raises ConfigError, naming the option."""

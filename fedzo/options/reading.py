@@ -8,6 +8,7 @@ from fedzo.config import make_options, option_name, parse_options, read_toml, wr
 from fedzo.errors import ConfigError
 from fedzo.journal import read_journal
 from fedzo.options.run import RunOptions
+from fedzo.options.usual import with_usual
 from fedzo.run_directory import RunDirectory
 from fedzo.tasks.definition import SUFFIX, definition_of
 
@@ -24,6 +25,8 @@ def options_of_run(
     changeable: Collection[str],
 ) -> tuple[RunDirectory, Options]:
     """A run's directory and options, from the command line, a TOML file and, where resumed, the run itself.
+
+    Options that are left at 0 for what is usual come back as that, and are compared as that with what a run began with.
 
     Args:
         kind: of options.
@@ -44,20 +47,21 @@ def options_of_run(
         raise ConfigError("option --out must be given (on the command line or in --config)")
     run = RunDirectory(Path(values["out"]))
     if not resume:
-        options = make_options(kind, values)
+        options = make_options(kind, with_usual(values))
         run.require_new()
         return run, options
-    stored = parse_options(kind, read_toml(run.require().config), str(run.config))
-    for name, value in values.items():
-        if name not in changeable and stored.get(name, value) != value:
+    stored = with_usual(parse_options(kind, read_toml(run.require().config), str(run.config)))
+    now = with_usual(stored | values)
+    for name in values:
+        if name not in changeable and stored.get(name, now[name]) != now[name]:
             raise ConfigError(
-                f"option --{option_name(name)} is {value!r}, but {run.path} began with {stored[name]!r}; leave it out, "
-                "or start another run"
+                f"option --{option_name(name)} is {now[name]!r}, but {run.path} began with {stored[name]!r}; leave it "
+                "out, or start another run"
             )
     if str(stored.get("task", "")).endswith(SUFFIX):  # the user's file may have changed, or be gone
         write_toml(run.task, definition_of(read_journal(run.journal).genesis.task))
-        values["task"] = str(run.task)
-    return run, make_options(kind, stored | values)
+        now["task"] = str(run.task)
+    return run, make_options(kind, now)
 
 
 def _absolute(values: dict[str, Any], places: Collection[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Who is asked, and who is waited for: rounds, or an asynchronous run."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fedzo.errors import ConfigError
 from fedzo.options.checks import MOST, require_range
@@ -26,9 +26,6 @@ class RoundOptions:
         require_range("rounds", self.rounds, 0, MOST)
 
 
-USUAL_STALENESS = 16
-
-
 @dataclass(frozen=True, kw_only=True)
 class AsynchronousOptions(RoundOptions):
     """What a run needs in which no client waits for another."""
@@ -39,6 +36,10 @@ class AsynchronousOptions(RoundOptions):
     max_staleness: Annotated[
         int, "Most commits since the state that a report of an asynchronous run was made at; 0: the usual 16."
     ] = 0
+
+    def usual_of_asynchronous(self) -> dict[str, Any]:
+        """What options of an asynchronous run are where they are left at 0; nothing for a run of rounds."""
+        return {"max_staleness": 16} if self.buffer else {}
 
     def check_asynchronous(self) -> None:
         """Raises ConfigError, naming the option."""

@@ -11,11 +11,12 @@ from fedzo.methods.method import to_coefficient
 from fedzo.noise import Distribution
 from fedzo.options.checks import MOST, require_range
 from fedzo.options.method import MethodOptions
-from fedzo.options.rounds import USUAL_STALENESS, AsynchronousOptions, RoundOptions
+from fedzo.options.rounds import AsynchronousOptions, RoundOptions
 from fedzo.options.scope import ScopeOptions
 from fedzo.options.step import AUTO, StepOptions
 from fedzo.options.task import TaskOptions
 from fedzo.tasks import get_task
+from fedzo.tasks.definition import SUFFIX
 from fedzo.tasks.labels import parse_labels
 
 
@@ -83,7 +84,7 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             momentum_decay=self.chosen("momentum_decay"),
             curvature_power=self.chosen("curvature_power"),
             buffer_size=self.buffer,
-            max_staleness=self.max_staleness or (USUAL_STALENESS if self.buffer else 0),
+            max_staleness=self.max_staleness or self.usual_of_asynchronous().get("max_staleness", 0),
             clip=self.clip,
             aggregation="" if self.aggregation == "mean" else self.aggregation,
             tolerate=self.chosen("tolerate"),
@@ -122,7 +123,12 @@ class RunOptions(ScopeOptions, StepOptions, AsynchronousOptions, MethodOptions, 
             objective="" if self.objective == "loss" else self.objective,
             group=defined.group,
         )
-        kind.check(spec)
+        try:
+            kind.check(spec)
+        except ConfigError as error:
+            if not self.task.endswith(SUFFIX):
+                raise
+            raise ConfigError(f"{self.task}: {error}") from error
         return spec
 
     def genesis(self, base_digest: bytes, manifest: Manifest, task: Task) -> Genesis:

@@ -29,8 +29,21 @@ class ScopeOptions:
         require_range("sparsity", self.sparsity, 0.0, 1.0)
         for name in ("layers_per_direction", "lora_rank", "virtual_tokens"):
             require_range(name, getattr(self, name), 0, 2**16)
-        require_choice("scope", self.scope, tuple(Kind))
         self.scope_spec()
+
+    def usual_of_scope(self) -> dict[str, Any]:
+        """What the scope's settings are, as options, where they are left at 0 or empty.
+
+        Raises:
+            ConfigError: the scope is unknown.
+        """
+        require_choice("scope", self.scope, tuple(Kind))
+        usual = dict(USUAL[Kind(self.scope)])
+        if "sparsity" in usual:
+            usual["sparsity"] /= MILLION
+        if "lora_targets" in usual:
+            usual["lora_targets"] = ",".join(usual["lora_targets"])
+        return usual
 
     def scope_spec(self) -> Scope:
         """What the journal states of the scope.
@@ -38,6 +51,7 @@ class ScopeOptions:
         Raises:
             ConfigError: it needs another option, or has no use for one; names it.
         """
+        require_choice("scope", self.scope, tuple(Kind))
         kind = Kind(self.scope)
         given: dict[str, Any] = {
             "sparsity": round(self.sparsity * MILLION),

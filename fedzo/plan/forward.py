@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedzo.base.checkpoint import unique_parameters
+from fedzo.base.checkpoint_files import require_model
 from fedzo.errors import CheckpointError
 from fedzo.estimate.blocks import Blocks, find_blocks
 
@@ -79,6 +80,7 @@ def outline(source: str, batch_size: int, length: int) -> Outline:
     Raises:
         CheckpointError: there is no config, or the model does not run without values.
     """
+    require_model(source)
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -27,6 +27,8 @@ class Asked:
     """What a run is to be."""
 
     state: str = "auto"
+    device_apart: bool = False
+    """The device of the forward has a memory of its own, which tier `device` is; else that is the machine's."""
     compute_copy: str = "none"
     dtype_bytes: int = 4
     """Of a weight in the compute type."""
@@ -60,7 +62,8 @@ class MemoryPlan:
     disk_bytes: int
 
     device_bytes: int
-    """What a GPU would hold of it: a block in the form that is streamed, twice, the weights made of it, activations."""
+    """What a GPU would hold of it: what lies on tier `device`, else a block in the form that is streamed, twice; the
+    weights made of a block; activations."""
 
     @property
     def peak_bytes(self) -> int:
@@ -101,17 +104,18 @@ def plan_memory(
     sizes = [spec.size for spec in manifest]
     widest = max((sum(sizes[k] for k in block) for _, block in (*blocks.layers, *blocks.owners)), default=0)
     layer = max((sum(sizes[k] for k in block) for _, block in blocks.layers), default=0)
-    exact = _plane(manifest, 0 if asked.compute_copy != "none" else layer, asked.state, free_bytes)
+    exact = _plane(manifest, 0 if asked.compute_copy != "none" else layer, asked, free_bytes)
     copied, scales = None, 0
     if asked.compute_copy != "none":
         form = CopyFormat(asked.compute_copy, manifest)
-        copied = _plane(form.layout(), layer // form.together, asked.state, free_bytes)
+        copied = _plane(form.layout(), layer // form.together, asked, free_bytes)
         if asked.compute_copy == "int8":
             scales = _FLOAT_BYTES * sum(spec.shape[0] for k, spec in enumerate(manifest) if form.copied(k))
     read = copied or exact
     held = widest * read.size // max(manifest.elements, 1) if asked.directions_per_pass > 1 and read.on_disk else 0
     waiting = LANES * asked.directions_per_pass - 1
     cast_bytes = asked.dtype_bytes if asked.dtype_bytes < _FLOAT_BYTES else 0
+    on_device = sum(plane.size for plane in (exact, copied) if plane and plane.on_device)
     return MemoryPlan(
         elements=manifest.elements,
         state_tier=exact.tier,
@@ -124,7 +128,7 @@ def plan_memory(
         activation_bytes=forward.activation_bytes + waiting * forward.pause_bytes,
         loading_bytes=_FLOAT_BYTES * max(sizes, default=0) * (_COPYING if copied else 1),
         streamed_bytes=read.size if read.on_disk else 0,
-        device_bytes=2 * widest * read.size // max(manifest.elements, 1)
+        device_bytes=(on_device or 2 * widest * read.size // max(manifest.elements, 1))
         + LANES * widest * (_FLOAT_BYTES + cast_bytes)
         + forward.activation_bytes
         + waiting * forward.pause_bytes,
@@ -139,6 +143,8 @@ class _Plane:
     size: int
     tier: str
     ring: int
+    on_device: bool
+    """In a memory that is not the machine's."""
 
     @property
     def on_disk(self) -> bool:
@@ -146,15 +152,16 @@ class _Plane:
 
     @property
     def resident(self) -> int:
-        return 0 if self.on_disk else self.size
+        return 0 if self.on_disk or self.on_device else self.size
 
 
-def _plane(layout: Manifest, layer: int, asked: str, free_bytes: float) -> _Plane:
+def _plane(layout: Manifest, layer: int, asked: Asked, free_bytes: float) -> _Plane:
     """Where so many int32 go, the largest layer of which is read ahead."""
-    tier = tier_for(asked, layout, free_bytes)
+    tier = tier_for(asked.state, layout, free_bytes)
     buffers = max(LEAST_BUFFERS, -(-layer // BUFFER_ELEMENTS))
     ring = min(buffers * BUFFER_ELEMENTS, layout.elements) if tier == "disk" else 0
-    return _Plane(_INTEGER_BYTES * layout.elements, tier, _INTEGER_BYTES * ring)
+    on_device = asked.device_apart and tier == "device"
+    return _Plane(_INTEGER_BYTES * layout.elements, tier, _INTEGER_BYTES * ring, on_device)
 
 
 def step_seconds(plan: MemoryPlan, forward: Forward, machine: Machine, asked: Asked) -> dict[str, float]:

@@ -60,6 +60,13 @@ def client_statistics(contents: JournalContents) -> list[ClientStatistics]:
     return [_statistics(client, names[client], sums.get(client, _Sums()), total) for client in sorted(names)]
 
 
+def why_no_agreement(genesis: Genesis) -> str:
+    """Why a client's agreement cannot be known, in words."""
+    if _same_directions(genesis):
+        return "it is in no commit with another client's scalars"
+    return f"method {genesis.rules.method!r} has each client evaluate directions of its own, which cannot be compared"
+
+
 def _same_directions(genesis: Genesis) -> bool:
     """Do all clients evaluate the same directions?"""
     method = get_method(genesis.rules.method)

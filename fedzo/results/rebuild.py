@@ -28,6 +28,8 @@ def rebuild(
 ) -> tuple[Replica, Base, JournalContents]:
     """Replay a run from its base, checking every digest, roll-back and range guard on the way.
 
+    A client's excerpt is replayed from its totals on, whose digest the record after them states.
+
     Args:
         run: the run.
         base: checkpoint directory or hub name; where not given, the one that the run's config names.
@@ -42,9 +44,12 @@ def rebuild(
         BaseMismatchError, JournalError, ReplicaError, RangeGuardError: by name.
     """
     contents = read_journal(run.require().journal)
-    source = base or str(read_toml(run.config).get("model", ""))
+    source = base or (str(read_toml(run.config).get("model", "")) if run.config.exists() else "")
     if not source:
-        raise ConfigError(f"{run.config}: names no model; give the base with --base")
+        raise ConfigError(
+            f"{run.path}: its config.toml names no model, or it has none, as a client's directory; give the base with "
+            "--base"
+        )
     check_history(contents)
     genesis, place = contents.genesis, scratch_place(state, run.path, device)
     loaded = _start(source, genesis)
@@ -53,7 +58,9 @@ def rebuild(
         loaded, genesis.distribution, scope=genesis.scope, backend=backend, threads=threads, place=place
     )
     replica.start_at(contents.genesis, loaded.digest, contents.hashes[0])
-    replica.replay(contents.records, contents.hashes[1:])
+    if contents.start is not None:
+        replica.begin(contents.start)
+    replica.replay(contents.records[contents.first :], contents.hashes[contents.first + 1 :])
     return replica, loaded, contents
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedzo.coordinator.aggregation import commit_entries
 from fedzo.coordinator.history import History
 from fedzo.coordinator.range_guard import RangeGuard
-from fedzo.errors import ConfigError, RangeGuardError
+from fedzo.errors import ConfigError, ExcerptError, RangeGuardError
 from fedzo.journal import Commit, Entry
 from fedzo.journal.records import add_entries
 from fedzo.methods import get_method
@@ -27,7 +27,7 @@ def remove_client(replica: Replica, history: History, name: str) -> int:
         name: of the client.
 
     Raises:
-        ConfigError: no such client, or the method's commits rest on each other.
+        ConfigError, ExcerptError: as `check_removable`.
         RangeGuardError: the others' parts alone would leave the range of the integers.
     """
     check_removable(history, [name])
@@ -38,8 +38,18 @@ def remove_client(replica: Replica, history: History, name: str) -> int:
 
 
 def check_removable(history: History, names: Sequence[str]) -> None:
-    """Raises ConfigError for a client that the journal does not know, or a method whose commits rest on each other."""
+    """Refuse what cannot be taken out.
+
+    Raises:
+        ConfigError: the journal does not know a client, or the method's commits rest on each other.
+        ExcerptError: the journal is an excerpt.
+    """
     genesis = history.genesis
+    if history.first:
+        raise ExcerptError(
+            f"no client's part can be taken out: this copy of the journal begins with the totals at position "
+            f"{history.first}, which all clients made together; the run's server has all records"
+        )
     for name in names:
         if name not in history.clients:
             raise ConfigError(f"{name!r}: no such client; the journal knows {', '.join(history.clients)}")

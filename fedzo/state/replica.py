@@ -68,13 +68,13 @@ class Replica(ExactState):
         """
         self._integers.totals, self.drift = {}, Drift()
         if start is not None:
-            self._begin(start)
+            self.begin(start)
         for record in records[0 if start is None else start.position : self.position]:
             add_entries(self.totals, record.entries)
             self._follow(record)
         self.catch_up(records[self.position :], hashes[self.position + 1 :])
 
-    def _begin(self, start: Start) -> None:
+    def begin(self, start: Start) -> None:
         """Have the totals of an excerpt's start; where the integers are the base's, go there."""
         if self.position >= start.position:
             add_entries(self.totals, start.entries)

@@ -24,8 +24,8 @@ from fedzo.tasks.labels import class_of
 from fedzo.tasks.metrics import Answer, accuracy
 from fedzo.tasks.rows import Fields, Row
 from fedzo.tasks.sequences import IGNORED_LABEL, TokenSequence, answered, joined, padded
-from fedzo.tasks.task import Measured, Task, class_names
-from fedzo.tasks.template import check_template, fill, value_at
+from fedzo.tasks.task import LABELS, Measured, Task, class_names
+from fedzo.tasks.template import check_template, fill, value_of
 
 _OURS = ("labels", "right", "names", "accepted", "groups")
 """What a batch holds beside the model's input."""
@@ -55,13 +55,18 @@ class CandidateClassification(Task):
         """Prompt and label field must be there, and either labels or choices."""
         super().check(spec)
         check_template("prompt", spec.prompt)
-        if bool(spec.labels) is bool(spec.choices):
-            have = "both" if spec.labels else "none"
-            raise ConfigError(f"task {spec.name!r} needs option labels, or choices in its file; it has {have}")
+        if spec.labels and spec.choices:
+            raise ConfigError(f"task {spec.name!r} needs option labels, or choices in its file; it has both")
         for candidate in spec.candidates:
             check_template("labels", candidate)
         if spec.labels and len(class_names(spec)) < 2:
             raise ConfigError(f"option labels: all are said {spec.candidates[0]!r}; give two words or more")
+
+    @classmethod
+    def missing(cls, spec: records.Task) -> list[str]:
+        """Labels are also missing where there are no choices."""
+        either = [] if spec.labels or spec.choices else [f"{LABELS}, or choices in its file"]
+        return super().missing(spec) + either
 
     def text(self, fields: Fields) -> str:
         """The prompt."""
@@ -117,10 +122,10 @@ class CandidateClassification(Task):
 
     def _candidates(self, row: Row) -> tuple[tuple[str, ...], int, tuple[str, ...], tuple[str, ...]]:
         """How each candidate is said, which is right, what they are called, and the names that are right."""
-        spec, hint = self.spec, "the task's file names it"
+        spec = self.spec
         if spec.choices:
-            said = _choices(value_at(spec.choices, row.fields, hint), spec.choices, row)
-            given = value_at(spec.label_field, row.fields, hint)
+            said = _choices(value_of(spec.choices, row), spec.choices, row)
+            given = value_of(spec.label_field, row)
             accepted = tuple(given) if isinstance(given, list) else (given,)
             known = [text for text in accepted if text in said]
             if not known:

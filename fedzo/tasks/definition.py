@@ -13,9 +13,13 @@ from typing import Annotated, Any
 from fedzo.config import make_options, parse_options, read_toml
 from fedzo.errors import ConfigError
 from fedzo.journal import records
+from fedzo.plugins import find_named
+from fedzo.tasks import GROUP, TASKS
 
 SUFFIX = ".toml"
 _PUBLISHED = files("fedzo.tasks") / "published"
+_MOST_TOKENS = 2**32 - 1
+"""That the journal can state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,7 @@ def find_definition(name: str) -> Definition:
     """The definition of a task: a file's where the name ends in .toml, a published one's, or that of a task in code.
 
     Raises:
-        ConfigError: unreadable, an unknown key (names the nearest known one), or a value of another type.
+        ConfigError: unreadable, a key or a task in code that is unknown, or a value that cannot be; names the file.
     """
     if name.endswith(SUFFIX):
         return _parsed(read_toml(Path(name)), name)
@@ -80,8 +84,17 @@ def _names() -> Iterator[str]:
 
 
 def _parsed(values: dict[str, Any], source: str) -> Definition:
-    definition = make_options(Definition, parse_options(Definition, values, source))
+    parsed = parse_options(Definition, values, source)
+    if "task" not in parsed:
+        raise ConfigError(f"{source}: the key 'task' is missing; it names the task in code: {', '.join(TASKS)}, …")
+    definition = make_options(Definition, parsed)
+    try:
+        find_named("task", definition.task, GROUP, TASKS)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
     texts = [*definition.labels.values(), *definition.metrics]
     if not all(isinstance(text, str) for text in texts):
         raise ConfigError(f"{source}: labels and metrics must be text; put quotes around {texts!r}")
+    if not 0 <= definition.answer_tokens <= _MOST_TOKENS:
+        raise ConfigError(f"{source}: answer-tokens is {definition.answer_tokens}; expected 0 to {_MOST_TOKENS}")
     return definition

@@ -21,7 +21,7 @@ from fedzo.tasks.metrics import Answer
 from fedzo.tasks.rows import Fields, Row
 from fedzo.tasks.sequences import TokenSequence, answered, asked, joined, padded
 from fedzo.tasks.task import Task
-from fedzo.tasks.template import check_template, fill, value_at
+from fedzo.tasks.template import check_template, fill, value_of
 
 _OURS = ("prompts", "accepted", "groups")
 """What a batch holds beside the model's input."""
@@ -119,7 +119,7 @@ class InstructionTuning(Task):
             if not (right := self._final(row.text)):
                 raise DataError(f"{row.where}: the response {row.text!r} has nothing after the final mark {mark!r}")
             return (right,)
-        given = value_at(self.spec.references, row.fields, "the task's file names it")
+        given = value_of(self.spec.references, row)
         texts = tuple(given) if isinstance(given, list) else (given,)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise DataError(f"{row.where}: {self.spec.references!r} holds {given!r}; expected one text or more")

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from fedzo.errors import ConfigError, DataError
 from fedzo.journal import records
-from fedzo.tasks.rows import Fields, Row, missing_field
+from fedzo.tasks.rows import Row, missing_field
 
 FEWEST = 2
 
@@ -31,20 +31,21 @@ def find_labels(rows: Iterable[Row], label_field: str) -> str:
     Raises:
         DataError: a row lacks the field.
     """
-    values = {label_of(row.fields, label_field) for row in rows}
+    values = {label_of(row, label_field) for row in rows}
     return ",".join(sorted(values))
 
 
-def label_of(fields: Fields, label_field: str) -> str:
+def label_of(row: Row, label_field: str) -> str:
     """A row's label value as text. Raises DataError where the field is missing."""
-    if label_field not in fields:
-        raise missing_field(label_field, fields, "name the label's field with --label-field")
-    return str(fields[label_field])
+    if label_field not in row.fields:
+        hint = "name the label's field with --label-field, or label-field in the task's file"
+        raise DataError(f"{row.where}: {missing_field(label_field, row.fields, hint)}")
+    return str(row.fields[label_field])
 
 
 def class_of(spec: records.Task, row: Row) -> int:
     """The number of a row's label. Raises DataError for a value that the task does not know."""
-    value = label_of(row.fields, spec.label_field)
+    value = label_of(row, spec.label_field)
     if value not in spec.labels:
         raise DataError(f"{row.where}: label {value!r} is unknown; the task knows {', '.join(spec.labels)}")
     return spec.labels.index(value)

@@ -32,6 +32,8 @@ OPTIONS = (
     "group",
 )
 """Fields of the spec that not every task has a use for."""
+LABELS = "labels (which a simulation finds in its data)"
+"""How that option is said to be missing."""
 Measured = tuple[float, float | None]
 """Loss, and the task's metric where it has one."""
 
@@ -64,10 +66,11 @@ class Task(ABC):
     @classmethod
     def check(cls, spec: records.Task) -> None:
         """Raises ConfigError where the spec lacks what the task uses, or states what it has no use for."""
+        if missing := cls.missing(spec):
+            noun = "option" if len(missing) == 1 else "options"
+            raise ConfigError(f"task {spec.name!r} needs {noun} {', '.join(missing)}")
         for name in OPTIONS:
             value, option = getattr(spec, name), name.replace("_", "-")
-            if name in cls.uses and not value:
-                raise ConfigError(f"task {spec.name!r} needs option {option}")
             if name not in cls.uses | cls.may_use and value:
                 raise ConfigError(
                     f"option {option} is {value!r}, but task {spec.name!r} has no use for it; leave it out"
@@ -76,6 +79,13 @@ class Task(ABC):
         for option, metric in (*(("metric", metric) for metric in spec.metrics), ("objective", spec.objective)):
             if metric:
                 check_metric(option, metric, len(class_names(spec)), grouped=bool(spec.group))
+
+    @classmethod
+    def missing(cls, spec: records.Task) -> list[str]:
+        """Options that must be there and are not, as they are said in a message."""
+        said = {"labels": LABELS}
+        missing = [name for name in OPTIONS if name in cls.uses and not getattr(spec, name)]
+        return [said.get(name, name.replace("_", "-")) for name in missing]
 
     def text(self, fields: Fields) -> str:
         """A row's text; rows without any are left out. Raises DataError where a field is missing."""

@@ -5,7 +5,7 @@ from string import Formatter
 from typing import Any
 
 from fedzo.errors import ConfigError, DataError
-from fedzo.tasks.rows import Fields, missing_field
+from fedzo.tasks.rows import Fields, Row, missing_field
 
 
 def check_template(option: str, template: str) -> None:
@@ -51,6 +51,14 @@ def value_at(path: str, fields: Fields, what_to_do: str) -> Any:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"field {name!r} has nothing at {path!r}: {what_to_do}") from error
     return value
+
+
+def value_of(path: str, row: Row) -> Any:
+    """As `value_at`, of a row at a path that only a task's file can name; DataError names the row's place too."""
+    try:
+        return value_at(path, row.fields, "the task's file names it")
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from error
 
 
 def _is_path(name: str) -> bool:

@@ -1,8 +1,9 @@
 """How a client's copy of the journal begins: with the genesis, or with totals in place of the first records."""
 
 from fedzo.errors import JournalDamageError
-from fedzo.journal.codec import decode_genesis, decode_record, decode_start
+from fedzo.journal.codec import decode_record
 from fedzo.journal.file import FIRST_PREVIOUS, excerpt_bytes, journal_bytes, record_hash
+from fedzo.journal.genesis_codec import decode_genesis, decode_start
 from fedzo.v1 import rounds_pb2 as pb
 from fedzo.wire.steps import decode_steps
 

@@ -3,8 +3,8 @@
 from google.protobuf.message import DecodeError
 
 from fedzo.errors import JournalDamageError, ProtocolError
-from fedzo.journal.codec import decode_genesis
 from fedzo.journal.file import FIRST_PREVIOUS, JournalContents, record_hash
+from fedzo.journal.genesis_codec import decode_genesis
 from fedzo.v1 import rounds_pb2 as rounds
 from fedzo.v1 import turns_pb2 as pb
 

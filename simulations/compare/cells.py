@@ -12,6 +12,7 @@ from typing import Any
 from fedzo.config import make_options, write_toml
 from fedzo.errors import ConfigError
 from fedzo.new_file import write_new_file
+from fedzo.options.usual import with_usual
 from fedzo.run_directory import RunDirectory
 
 from ..api import simulate
@@ -71,7 +72,7 @@ class Cell:
                 parameters=lambda: self._parameters(values),
             )
             every = -(-rounds // (1 if self.trial else self.comparison.evaluations))
-            return make_options(SimulateOptions, values | {"rounds": rounds, "eval_every": every})
+            return make_options(SimulateOptions, with_usual(values) | {"rounds": rounds, "eval_every": every})
         except ConfigError as error:
             raise ConfigError(f"row {self.row.name!r}: {error}") from error
 

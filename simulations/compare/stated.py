@@ -12,6 +12,7 @@ from fedzo.config import option_name, read_toml
 from fedzo.errors import ConfigError
 from fedzo.new_file import write_new_file
 from fedzo.options.method import MethodOptions
+from fedzo.options.usual import with_usual
 from fedzo.run_directory import RunDirectory
 
 from ..opening import PLACES
@@ -35,8 +36,8 @@ class Stated:
     def difference(self, earlier: "Stated") -> str:
         """What was another, as text; empty where nothing was.
 
-        An option that was not stated counts as its default, one of the method that is 0 as what is usual with it, and a
-        source that was not stated as the same.
+        An option that was not stated counts as its default, one that is left at 0 as what is usual, and a source that
+        was not stated as the same.
         """
         defaults = asdict(SimulateOptions(model="", data="", out=""))
         then = _as_usual({name: earlier.options.get(name, defaults.get(name)) for name in self.options})
@@ -47,10 +48,8 @@ class Stated:
 
 
 def _as_usual(options: dict[str, Any]) -> dict[str, Any]:
-    if "method" not in options:
-        return options
-    method = MethodOptions(**{name: options[name] for name in _OF_METHODS if name in options})
-    return options | {name: method.chosen(name) for name in _OF_METHODS if name in options}
+    usual = with_usual(options)
+    return {name: usual[name] for name in options}
 
 
 def stated(options: SimulateOptions, comparison: Comparison, *, baseline: bool) -> Stated:
