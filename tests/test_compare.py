@@ -298,6 +298,19 @@ def test_make_results_writes_a_page_with_the_table_and_says_what_is_missing(comp
 
 
 @pytest.mark.slow
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes that run its cells."""
+    return [child for child in psutil.Process(pid).children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def running(process: psutil.Process) -> bool:
+    """Does it run? One that has ended may wait for a parent to take note."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_comparison_that_is_killed_goes_on_to_the_same_results(jobs, compared, tmp_path):
     """kill -9 in the midst of a run of fedzo's and, later, anywhere; the journals are those of the one left alone."""
@@ -312,11 +325,13 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_results(jobs, compared,
         while not ready() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        theirs = psutil.Process(process.pid).children(recursive=True)
+        theirs = workers_of(process.pid)
         process.send_signal(signal.SIGKILL)
         assert process.wait(WAIT_S) == -signal.SIGKILL
-        assert len(theirs) >= (jobs if jobs > 1 else 0)
-        assert not psutil.wait_procs(theirs, WAIT_S)[1]
+        assert len(theirs) == (jobs if jobs > 1 else 0)
+        while any(running(worker) for worker in theirs):
+            assert time.monotonic() < deadline + WAIT_S
+            time.sleep(0.01)
 
     begun = out / "momentum" / "lr-0.001-seed-3-trial"
     kill_when(lambda: (begun / "metrics.jsonl").exists() and (begun / "metrics.jsonl").read_text().count("commit") > 3)
@@ -330,7 +345,16 @@ def test_a_comparison_that_is_killed_goes_on_to_the_same_results(jobs, compared,
             assert (again.parent / "journal").read_bytes() == (result.parent / "journal").read_bytes()
 
 
-def test_a_cell_whose_process_is_killed_is_an_error_that_says_what_to_do(compared, tmp_path):
+def kill_a_worker(pid: int) -> None:
+    workers_of(pid)[0].kill()
+
+
+def interrupt(pid: int) -> None:
+    os.kill(pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("end", "code", "message"), [(kill_a_worker, 1, "from outside"), (interrupt, 130, "")])
+def test_what_ends_a_comparison_of_several_jobs_waits_for_no_run(end, code, message, compared, tmp_path):
     config, _, _ = compared
     command = [*FEDZO, "compare", "--config", str(config), "--out", str(tmp_path / "out"), "--jobs", "2"]
     with subprocess.Popen(
@@ -340,14 +364,14 @@ def test_a_cell_whose_process_is_killed_is_an_error_that_says_what_to_do(compare
         while not list(tmp_path.rglob("metrics.jsonl")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        for child in psutil.Process(run.pid).children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
-                break
+        workers = workers_of(run.pid)
+        end(run.pid)
         said = run.communicate(timeout=WAIT_S)[1]
-    assert run.returncode == 1
-    assert "was ended from outside" in said
+    assert run.returncode == code
+    assert message in said
     assert "Traceback" not in said
+    assert not any(running(worker) for worker in workers)
+    assert len(list(tmp_path.rglob("result.json"))) < 3
 
 
 def test_methods_may_be_named_on_the_command_line(demo, tmp_path):

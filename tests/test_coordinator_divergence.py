@@ -277,6 +277,17 @@ def test_noise_of_single_batches_is_no_divergence_and_a_blow_up_is(clients, wind
         assert [watch.observe(blown_up, position) for position in range(300, 300 + window)][-1] is not None
 
 
+@pytest.mark.parametrize(("window", "seen_below"), [(3, 3.0), (6, 3.2), (24, 4.2)])
+def test_a_loss_that_fell_is_not_taken_for_noise(window, seen_below):
+    """It falls from 4 to 2 in 24 commits, then climbs as it fell; the longer the window, the later that is seen."""
+    draw, watch = np.random.default_rng(0), LossWatch("training", window, 1.25)
+    falling = np.linspace(4, 2, 24) + 0.02 * draw.standard_normal(24)
+    assert [watch.observe(loss, position) for position, loss in enumerate(falling)] == [None] * 24
+    climbing = enumerate(np.linspace(2, 6, 49), start=24)
+    found = next(loss for position, loss in climbing if watch.observe(loss, position) is not None)
+    assert found < seen_below
+
+
 def test_an_asynchronous_commit_has_as_many_reports_as_its_buffer():
     assert training_window(make_rules(cohort=8, buffer_size=2, max_staleness=16)) == 12
 

@@ -7,6 +7,7 @@ the same.
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, inf, isfinite, pi, sqrt
 from statistics import median
 
@@ -16,10 +17,9 @@ _LEAST_WINDOW = 3
 _REPORTS = 24
 """The loss of a report is that of one batch: a median of fewer is too noisy."""
 _SPREAD_OF = 24
-"""Commits whose losses say how noisy they are."""
-_ERRORS = 6.0
-"""Standard errors of the difference of two medians that a divergence exceeds: the best of many is low by chance, and
-the next ones are not."""
+"""Commits at most whose losses say how noisy they are."""
+_STANDARD_ERRORS = 8.0
+"""Of the difference of two medians, that a divergence exceeds: the best of many is low by chance, the next are not."""
 _MAD = 1.4826
 """Standard deviation of a normal distribution ÷ its median absolute deviation."""
 RATE_FACTOR = 0.5
@@ -72,8 +72,11 @@ class LossWatch:
             self._best = now
             self._noise = self._error()
             self.best_position = min(compared)[1]
-        if now > max(self._factor * self._best, self._best + _ERRORS * self._noise):
-            return self._diverged(f"{self._name} loss {now:.4g} is above {self._factor:g} × {self._best:.4g}")
+        beyond_noise = self._best + _STANDARD_ERRORS * self._noise
+        if now > max(self._factor * self._best, beyond_noise):
+            limit = f"{self._factor:g} × {self._best:.4g}"
+            also = f" and {beyond_noise:.4g}, its noise" if beyond_noise > self._factor * self._best else ""
+            return self._diverged(f"{self._name} loss {now:.4g} is above {limit}{also}")
         return None
 
     def restart(self, position: int) -> None:
@@ -84,10 +87,10 @@ class LossWatch:
             self.best_position = position
 
     def _error(self) -> float:
-        """Standard error of the difference of two medians of a window."""
+        """Standard error of the difference of two medians, from losses next to each other: no trend is in it."""
         losses = [loss for loss, _ in self._recent]
-        middle = median(losses)
-        deviation = _MAD * median(abs(loss - middle) for loss in losses)
+        steps = [abs(later - loss) for loss, later in pairwise(losses)]
+        deviation = _MAD * median(steps) / sqrt(2) if steps else 0.0
         return sqrt(2) * sqrt(pi / 2 / self._window) * deviation
 
     def _diverged(self, reason: str) -> Divergence | None:

@@ -22,7 +22,7 @@ class Distinct(Method):
 
     def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds derived from (run seed, round, client)."""
-        return derived_seeds(at.genesis.run_seed, at.number, client, at.directions)
+        return derived_seeds(at.genesis.run_seed, at.number, client, at.draws)
 
     def averaged_directions(self, rules: Rules, clients: int) -> int:
         """Those of all clients, unless each takes several steps along its own alone."""
@@ -32,7 +32,7 @@ class Distinct(Method):
         """−η (n_c/n) g / P for every direction of every client."""
         total = sum(report.examples for report in reports)
         clients = [report.client for report in reports]
-        drawn = derived_seeds_of_clients(at.genesis.run_seed, at.number, clients, at.directions)
+        drawn = derived_seeds_of_clients(at.genesis.run_seed, at.number, clients, at.draws)
         entries = []
         for report, seeds in zip(reports, drawn, strict=True):
             weight = report.examples / total / at.rules.directions

@@ -26,7 +26,7 @@ class FedKSeed(Distinct):
     def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds of the pool, drawn uniformly from (run seed, round, client)."""
         pool = pool_seeds(at.genesis.run_seed, at.rules.pool_size)
-        drawn = pool_choices(at.genesis.run_seed, at.number, client, at.directions, at.rules.pool_size)
+        drawn = pool_choices(at.genesis.run_seed, at.number, client, at.draws, at.rules.pool_size)
         return [pool[k] for k in drawn]
 
     def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:

@@ -85,4 +85,4 @@ class FedKSeedPro(FedKSeed):
 
     def _choices(self, at: MethodRound, client: int) -> Sequence[int]:
         importance = self.memory(at.genesis) if at.memory is None else at.memory
-        return weighted_choices(at.genesis.run_seed, at.number, client, at.directions, importance.ends)
+        return weighted_choices(at.genesis.run_seed, at.number, client, at.draws, importance.ends)

@@ -28,7 +28,7 @@ class MethodRound(NamedTuple):
         return self.genesis.rules
 
     @property
-    def directions(self) -> int:
+    def draws(self) -> int:
         """Seeds that a client evaluates, over all its local steps."""
         return self.rules.directions * self.rules.local_steps
 

@@ -26,7 +26,7 @@ class Shared(Method):
 
     def plan(self, at: MethodRound, client: int) -> list[int]:
         """Seeds derived from (run seed, round): the client index of the derivation is 0 for all."""
-        return derived_seeds(at.genesis.run_seed, at.number, 0, at.directions)
+        return derived_seeds(at.genesis.run_seed, at.number, 0, at.draws)
 
     def aggregate(self, at: MethodRound, learning_rate: float, reports: Sequence[MethodReport]) -> tuple[Entry, ...]:
         """−η (mean over clients of g) / P for every direction, or what the aggregation makes of them."""

@@ -7,7 +7,7 @@ offsets, sizes and memory in whole pages, so an extent is read with what else li
 
 import os
 import weakref
-from errno import EINVAL
+from errno import EINVAL, EOPNOTSUPP
 from pathlib import Path
 
 import torch
@@ -16,6 +16,8 @@ from fedzo.base.checkpoint import raw_bytes
 from fedzo.tiers.page import PAGE_BYTES, read_at
 
 PAGE_ELEMENTS = PAGE_BYTES // 4
+_REFUSALS = (EINVAL, EOPNOTSUPP)
+"""What a file system says that has no direct reads, when a file is opened or when it is read."""
 
 
 def empty_pages(elements: int) -> torch.Tensor:
@@ -38,8 +40,10 @@ class PageReader:
         if not cached and hasattr(os, "O_DIRECT"):
             try:
                 self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-            except OSError:
-                return  # not on this file system
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                return
             weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, size: int, buffer: torch.Tensor) -> None:
@@ -60,7 +64,7 @@ class PageReader:
         try:
             read_at(self._descriptor, offset, view, needed)
         except OSError as error:
-            if error.errno != EINVAL or self._descriptor == self._cached:
+            if error.errno not in _REFUSALS or self._descriptor == self._cached:
                 raise
-            self._descriptor = self._cached  # the file system opens files so, and reads none
+            self._descriptor = self._cached
             read_at(self._descriptor, offset, view, needed)

@@ -29,7 +29,7 @@ class ReadAhead:
     """Used by one thread.
 
     Args:
-        read: fills the beginning of a buffer with an extent; runs in the reading thread.
+        read: puts an extent into a buffer; runs in the reading thread.
         elements: int32 of a buffer, which begins at a page of memory.
         buffers: how many.
     """
@@ -69,7 +69,7 @@ class ReadAhead:
         self._start()
 
     def take(self, name: _Name, extents: Sequence[Extent]) -> Iterator[tuple[Extent, torch.Tensor]]:
-        """Each extent with the buffer that begins with it, which goes back when the next is asked for.
+        """Each extent with the buffer that `read` has put it into, which goes back when the next is asked for.
 
         Args:
             name: as it was expected by.
