@@ -71,7 +71,7 @@ def _find(source: str, name: str) -> Path | None:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         if isinstance(error.__cause__, ValueError):
-            raise CheckpointError(f"{source!r}: there is no such directory, and it cannot be a name on the hub") from error
+            raise CheckpointError(f"{source!r}: there is no such directory, nor can it be a hub's name") from error
         raise CheckpointError(f"cannot read checkpoint {source!r}: {error}") from error
     return None if found is None else Path(found)
 
