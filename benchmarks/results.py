@@ -17,6 +17,8 @@ from fedzo_simulations.compare.summary import markdown, summary, table_of
 
 from fedzo.errors import ConfigError
 
+RUNS = Path("runs/results")
+
 
 def main() -> int:
     """Exit code 0 where nothing is missing."""
@@ -76,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--missing", action="store_true", help="run nothing")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--comparisons", type=Path, default=Path(__file__).parent / "comparisons", help="TOML files")
-    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="directory of all runs")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="directory of all runs")
     parser.add_argument("--docs", type=Path, default=Path("docs/results"), help="directory of the pages")
     return parser.parse_args()
 
