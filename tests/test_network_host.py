@@ -76,7 +76,7 @@ def test_a_run_that_has_ended_is_resumed_to_say_so_and_changes_nothing(host):
 
 
 def test_killed_at_any_moment_no_record_that_was_told_is_lost_and_none_is_twice(host):
-    hosted = host(rounds=200, clients=1)
+    hosted = host(rounds=100_000, clients=1)
     anna = HandClient(hosted, "anna")
     for delay_s in (0.0, 0.003, 0.01, 0.03, 0.05, 0.08):
         end = time.monotonic() + delay_s
