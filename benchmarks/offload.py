@@ -5,9 +5,9 @@
 A random Llama-shaped checkpoint is written to DIR. One process runs a few steps with its state in memory, another with
 its state on disk: losses and digests must be equal, and the second's peak resident memory, interpreter included, is
 held against what is allowed. Then the second times its parts in turns, past the page cache, from which the state file
-is evicted besides: a step, and a plain read of the file; and two forwards of the same model in memory. Last, steps of several
-directions that go through the model together, so that the file is read once for all of them; losses are those of one
-direction at a time.
+is evicted besides: a step, and a plain read of the file; and two forwards of the same model in memory. Last, steps of
+several directions that go through the model together, so that the file is read once for all of them; losses are those
+of one direction at a time.
 """
 
 import argparse
