@@ -427,6 +427,15 @@ def test_a_run_that_has_ended_is_resumed_to_say_so_and_changes_nothing(finished,
     assert (run / "journal").read_bytes() == (finished / "journal").read_bytes()
 
 
+def test_a_run_that_was_rolled_back_after_its_end_says_both(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    fedzo("rollback", run, "--to", 5)
+    done = fedzo("simulate", "--resume", "--out", run)
+    assert isinstance(read_journal(run / "journal").records[19 - 1].body, Rollback)
+    assert "the run has ended at position 18," in done.stderr
+    assert "; record 19 has since returned it to the state of position 5" in done.stderr
+
+
 def test_a_flipped_byte_in_the_journal_is_named_by_every_command(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)

@@ -49,7 +49,7 @@ def said_of_end(contents: JournalContents) -> str:
     for position in range(contents.position, contents.first, -1):
         record = contents.records[position - 1]
         if isinstance(record.body, Rollback) and not back:
-            back = f"; record {position - 1} has since returned it to the state of position {record.body.position}"
+            back = f"; record {position} has since returned it to the state of position {record.body.position}"
         if isinstance(record.body, End):
             digest = "no digest agreed" if record.state_digest is None else f"state digest {record.state_digest.hex()}"
             return f"the run has ended at position {position}, round {record.round}, {digest}{back}"
