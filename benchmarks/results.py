@@ -2,9 +2,10 @@
 
     python -m benchmarks.results [NAME…] [--missing] [--jobs 1] [--runs runs/results] [--docs docs/results]
 
-Cells that are finished are not run again, so it goes on where it was stopped. With --missing nothing is run: the pages
-are written from what is there, what is missing is printed, and where all is missing there is no page. A comparison
-whose data or weights are not at hand is left out with a word.
+Cells that are finished are not run again, so it goes on where it was stopped. What each came to is kept beside its
+page, in NAME.json, so it goes on in another checkout too. With --missing nothing is run: the pages are written from
+what is there, what is missing is printed, and where all is missing there is no page. A comparison whose data or weights
+are not at hand is left out with a word.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from fedzo_simulations.compare.command import comparison_of, console_for_tables,
 from fedzo_simulations.compare.queue import Queue
 from fedzo_simulations.compare.summary import markdown, summary, table_of
 
+from benchmarks.kept import keep, restore
 from fedzo.errors import ConfigError
 
 RUNS = Path("runs/results")
@@ -36,12 +38,15 @@ def main() -> int:
             continue
         out = arguments.runs / file.stem
         out.mkdir(parents=True, exist_ok=True)
+        kept = arguments.docs / f"{file.stem}.json"
+        restore(Queue(comparison, out), kept, console)
         queue = run_comparison(comparison, out, console, jobs=arguments.jobs, at_most=0 if arguments.missing else None)
         show(queue, console)
         write_outcome(queue)
         if any(line.trial_loss is not None or line.seeds for line in summary(queue)):
             arguments.docs.mkdir(parents=True, exist_ok=True)
             (arguments.docs / f"{file.stem}.md").write_text(page(queue, file.stem))
+            keep(queue, kept)
         missing += len(queue.missing())
     console.print(f"{missing} missing" if missing else "nothing is missing")
     return int(missing > 0)

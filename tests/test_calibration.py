@@ -44,10 +44,10 @@ def bowl(model: Quadratic, batch: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_rate_is_a_share_of_the_largest_that_descends():
-    """Along diagonals of a diagonal Hessian every curvature is its trace, and none of it is spread."""
+    """Along diagonals of a diagonal Hessian every curvature is its trace, none of it is spread; it may double yet."""
     done = quadratic.run("distinct", objective=bowl, lr="auto", directions=1)
     (found,) = calibrations(done.journal)
-    assert found.learning_rate == pytest.approx(SHARE * 2 / (31 / 3 + 31 / RANK), rel=1e-3)
+    assert found.learning_rate == pytest.approx(SHARE * 2 / (62 / 3 + 62 / RANK), rel=1e-3)
     for report in found.reports:
         assert report.projected_gradients[3:] == pytest.approx([31.0] * 3, rel=1e-3)
     assert done.losses[-1][1] < done.losses[0][1]
@@ -63,11 +63,11 @@ def test_it_rests_on_the_median_over_clients_and_directions_and_their_spread():
     deviations = sorted(abs(scalar - middle) for scalar in reported)
     upper = middle + 1.4826 * sum(deviations[5:7]) / 2
     assert upper > 1.1 * middle
-    assert found.learning_rate == pytest.approx(2 * SHARE / (upper / DIRECTIONS + upper / RANK), rel=1e-6)
+    assert found.learning_rate == pytest.approx(SHARE / (upper / DIRECTIONS + upper / RANK), rel=1e-6)
 
 
-EIGHT, ONE = (2 * SHARE / (100 / directions + 100 / RANK) for directions in (8, 1))
-"""Rates for so many directions averaged."""
+EIGHT, ONE = (2 * SHARE / (200 / directions + 200 / RANK) for directions in (8, 1))
+"""Rates for so many directions averaged, after a first calibration that finds 100."""
 USUAL = 1.4826 * 3
 """Standard deviation of normal slopes whose absolute values have the median 3."""
 
@@ -141,7 +141,7 @@ def test_a_loss_that_is_flat_to_its_last_digit_gives_a_finite_rate_above_zero(na
     assert 0 < rate_of(name, rules, flat) <= MOST
     if name == "distinct":
         noise = 4 * 2.0**-24 * 4.0 / (rules.epsilon / 2**40) ** 2
-        assert rate_of(name, rules, flat) == pytest.approx(2 * SHARE / (noise / 4 + noise / RANK))
+        assert rate_of(name, rules, flat) == pytest.approx(SHARE / (noise / 4 + noise / RANK))
 
 
 def test_at_least_eight_directions_in_all():
@@ -168,14 +168,14 @@ def test_the_coordinator_asks_first_and_steps_at_the_rate_it_found():
     assert kinds(run)[:4] == ["Enrolment0", "Calibration0", "Commit1", "Commit2"]
     assert kinds(run)[6:9] == ["Commit5", "Calibration5", "Commit6"]
     rate = calibrations(run.contents)[0].learning_rate
-    assert rate == pytest.approx(2 * SHARE / ((upper := 20.5 + 1.4826 * 0.5) / 8 + upper / RANK))
+    assert rate == pytest.approx(SHARE / ((upper := 20.5 + 1.4826 * 0.5) / 8 + upper / RANK))
     assert run.records[2].body.learning_rate == rate
     again = Coordinator(run.contents).history
     assert again.learning_rate == run.coordinator.history.learning_rate == calibrations(run.contents)[-1].learning_rate
     assert not again.calibration_is_due
 
 
-def test_a_later_calibration_lowers_the_rate_and_never_raises_it():
+def test_the_largest_curvature_counts_and_less_is_expected_to_come_each_time():
     curvatures = {0: 40.0, 5: 20.0, 10: 80.0, 20: 60.0}
     run = started(2, rounds=30, calibrated=True, learning_rate=0.0, directions=4)
     run.play(
@@ -187,22 +187,24 @@ def test_a_later_calibration_lowers_the_rate_and_never_raises_it():
     )
     found = [body.learning_rate for body in calibrations(run.contents)]
     step = 2 * SHARE / (1 / 8 + 1 / RANK)
-    assert found == pytest.approx([step / 40, step / 40, step / 80, step / 80])
+    expected = [40 * 2, 40 * (1 + 1 / 2), 80 * (1 + 1 / 3), 80 * (1 + 1 / 4)]
+    assert found == pytest.approx([step / curvature for curvature in expected])
 
 
-def test_a_method_of_constant_step_length_goes_by_the_first_slope():
-    """Which falls by half each time, while the curvature stays."""
-    run = started(2, rounds=12, calibrated=True, learning_rate=0.0, directions=4, method="sign")
+def test_a_method_of_constant_step_length_goes_by_the_median_of_the_first_three_slopes():
+    run = started(2, rounds=42, calibrated=True, learning_rate=0.0, directions=4, method="sign")
+    slopes = {0: 8.0, 5: 2.0, 10: 4.0, 20: 1.0, 40: 1.0}
     run.play(
         lambda run, client: (
-            {"projected_gradients": (2.0**-run.plan.round,) * 4 + (20.0,) * 4}
+            {"projected_gradients": (slopes[run.plan.round],) * 4 + (20.0,) * 4}
             if run.plan.purpose is Purpose.CALIBRATE
             else {"projected_gradients": (1.0,) * 4}
         )
     )
-    first, *later = [body.learning_rate for body in calibrations(run.contents)]
-    assert later == [first] * 2
-    assert first == pytest.approx(1.4826 * 2 * SHARE / (20 / 8 + 20 / RANK))
+    found = [body.learning_rate for body in calibrations(run.contents)]
+    step = 1.4826 * 2 * SHARE / (20 / 8 + 20 / RANK)
+    usual = [8 / 2, 5 / (1 + 1 / 2), 4 / (1 + 1 / 3), 4 / (1 + 1 / 4), 4 / (1 + 1 / 5)]
+    assert found == pytest.approx([step * slope for slope in usual])
 
 
 def test_without_it_nothing_is_asked():
@@ -232,7 +234,7 @@ def test_a_slope_beyond_what_a_scalar_may_be_is_refused():
 
 
 def test_a_client_takes_a_plan_that_is_older_than_the_last_calibration():
-    curvatures = {0: 20.0, 5: 80.0}
+    curvatures = {0: 20.0, 5: 20.0 * 4 * 2 / 1.5}
     run = started(2, rounds=8, calibrated=True, learning_rate=0.0, directions=4, schedule="constant")
     plans = []
 
@@ -244,7 +246,7 @@ def test_a_client_takes_a_plan_that_is_older_than_the_last_calibration():
 
     run.play(answer)
     history = run.coordinator.history
-    assert history.learning_rate == history.highest_rate / 4
+    assert history.learning_rate == pytest.approx(history.highest_rate / 4)
     for plan in plans:
         Limits.check_plan(plan, history)
     with pytest.raises(ProtocolError, match="the run allows 0 to"):

@@ -20,8 +20,7 @@ from fedzo_simulations.compare.summary import markdown, summary, table_of
 from helpers import TESTS
 
 from fedzo.errors import ConfigError
-from fedzo.journal import Calibration, Commit, Evaluation, read_journal
-from fedzo.journal.codec import encode_record, report_size
+from fedzo.journal import Commit, Evaluation, read_journal
 from fedzo.results.rebuild import check_history
 
 WAIT_S = 300.0
@@ -273,6 +272,13 @@ def test_cells_run_on_other_data_or_another_base_are_refused(finished, changed, 
         assert queue_of(described, kept).missing() == []
 
 
+def make_results(comparisons: Path, runs: Path, docs: Path) -> subprocess.CompletedProcess[str]:
+    """Pages of what is there already."""
+    command = [sys.executable, "-m", "benchmarks.results", "--missing", "--comparisons", comparisons]
+    command += ["--runs", runs, "--docs", docs]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+
 def test_make_results_writes_a_page_with_the_table_and_says_what_is_missing(compared, tmp_path):
     config, out, _ = compared
     shutil.copytree(out, tmp_path / "runs" / config.stem)
@@ -281,9 +287,7 @@ def test_make_results_writes_a_page_with_the_table_and_says_what_is_missing(comp
     (comparisons / config.name).write_text(config.read_text() + more)
     elsewhere = config.read_text().replace("[base]", '[subject]\nmake = "$NO_SUCH"\n[base]')
     (comparisons / "unknown.toml").write_text(elsewhere)
-    command = [sys.executable, "-m", "benchmarks.results", "--missing", "--comparisons", comparisons]
-    command += ["--runs", tmp_path / "runs", "--docs", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    done = make_results(comparisons, tmp_path / "runs", tmp_path)
     assert done.returncode == 1, done.stderr
     assert "5 missing" in done.stdout, "two trials, two seeds, and the comparison that was left out"
     assert "left out" in done.stdout
@@ -294,6 +298,28 @@ def test_make_results_writes_a_page_with_the_table_and_says_what_is_missing(comp
     assert "4 runs are missing" in page
     assert "missing: new, lr 0.001, seed 3, trial" in done.stdout
     assert not (tmp_path / "unknown.md").exists()
+
+
+def test_results_are_kept_for_another_checkout_unless_a_row_is_another_by_then(compared, tmp_path):
+    """The page of kept results alone is the same; of a changed row nothing is taken over."""
+    config, out, _ = compared
+    shutil.copytree(out, tmp_path / "runs" / config.stem)
+    page, kept = tmp_path / "comparison.md", tmp_path / "comparison.json"
+    shutil.copytree(config.parent, described := tmp_path / "described", ignore=shutil.ignore_patterns("out"))
+    assert make_results(described, tmp_path / "runs", tmp_path).returncode == 0
+    first, known = page.read_text(), kept.read_text()
+    again = make_results(described, tmp_path / "empty", tmp_path)
+    assert (again.returncode, page.read_text(), kept.read_text()) == (0, first, known), again.stdout
+    (changed := tmp_path / "changed").mkdir()
+    (changed / config.name).write_text(config.read_text().replace('method = "distinct"', 'method = "shared"', 1))
+    done = make_results(changed, tmp_path / "other", tmp_path)
+    assert done.returncode == 1
+    assert "not what was kept, so it is run again: " in done.stdout
+    assert set(json.loads(kept.read_text())) < set(json.loads(known))
+    kept.write_text("{")
+    damaged = make_results(changed, tmp_path / "other", tmp_path)
+    assert damaged.returncode == 1
+    assert "holds no results" in damaged.stderr
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -384,46 +410,3 @@ def test_methods_may_be_named_on_the_command_line(demo, tmp_path):
         ("adamw", 12, 12),
     ]
     assert "missing" not in said.stdout
-
-
-def test_a_budget_of_bytes_is_nearly_spent(demo, tmp_path):
-    config = tmp_path / "bytes.toml"
-    rows = '[[row]]\nmethod="momentum"\nmomentum-window=4\nmomentum-decay=0.9\n[[row]]\nmethod="shared"\n'
-    config.write_text(toml(demo, "bytes = 40000", rows).replace("rates = [1e-3, 1e-2]", "rates = [1e-3]"))
-    fedzo("compare", "--config", config, "--out", tmp_path / "out")
-    for line in summary(queue_of(config, tmp_path / "out")):
-        assert 0.75 * 40000 < line.bytes < 1.05 * 40000
-        assert line.seeds == 2
-
-
-@pytest.mark.parametrize("budget", ["forwards = 300", "forwards-per-client = 75", "bytes = 20000"])
-def test_calibrations_are_paid_for_from_the_budget(budget, demo, tmp_path):
-    """What a run spent, calibrations included, and that one more round would not have been paid for."""
-    config = tmp_path / "auto.toml"
-    rows = '[[row]]\nmethod="distinct"\nrates=["auto"]\ncohort=2\n'
-    config.write_text(toml(demo, budget, rows).replace("seeds = [3, 4]", "seeds = [3]"))
-    fedzo("compare", "--config", config, "--out", tmp_path / "out")
-    queue = queue_of(config, tmp_path / "out")
-    (row,) = queue.comparison.rows
-    (cell,), (line,) = queue.seeds(row), summary(queue)
-    evaluated = [entry["forwards"] for entry in lines_of(cell) if entry["kind"] == "evaluation"]
-    records = read_journal(cell.run.journal).records
-    calibrations = [record for record in records if isinstance(record.body, Calibration)]
-    assert len(calibrations) > 1
-    assert line.forwards == evaluated[-1] - len(evaluated) * evaluated[0], "what was measured, without evaluations"
-    paid = [record for record in records if isinstance(record.body, Commit | Calibration)]
-    sent = sum(report_size(report) for record in paid for report in record.body.reports)
-    assert line.bytes == sent + 2 * sum(len(encode_record(record)) + 40 for record in paid)
-    spent = {"forwards": line.forwards, "forwards-per-client": line.forwards_per_client, "bytes": line.bytes}
-    kind, amount = budget.split(" = ")
-    most = {"forwards": 4 + 2 * 9, "forwards-per-client": 1 + 9 / 2, "bytes": 0.15 * 20000}[kind]
-    assert int(amount) - most < spent[kind] <= int(amount) * (1.05 if kind == "bytes" else 1)
-
-
-def test_fedavgs_bytes_are_all_weights_there_and_back(demo, tmp_path):
-    config = tmp_path / "bytes.toml"
-    rows = '[[row]]\nmethod="fedavg"\n'
-    config.write_text(toml(demo, "bytes = 4000000", rows).replace("rates = [1e-3, 1e-2]", "rates = [1e-1]"))
-    fedzo("compare", "--config", config, "--out", tmp_path / "out")
-    (line,) = summary(queue_of(config, tmp_path / "out"))
-    assert (line.rounds, line.bytes) == (2, 2 * 2 * 4 * 48576 * 4)

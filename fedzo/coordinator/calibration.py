@@ -12,8 +12,12 @@ trace shows in second differences of the loss, which cost one forward pass besid
 Taken is the median of |C| over all directions and clients and one standard deviation more, since a few samples may
 happen to be flat; the deviation is that of the median of deviations, so that a minority of clients hardly moves either;
 no less than what rounding makes of a loss; and for λ, which does not show, tr(H)/64. The rate is an eighth of the
-limit. The curvature rises while the loss falls, so it is measured again and again, and the largest that was found
-counts. The slope that methods of a constant step length need is the first one.
+limit.
+
+The curvature rises while the loss falls, most of all in the first rounds, and what the noise of a step leaves behind
+is weighed by the curvature to come. So it is measured again and again, the largest that was found counts, and after the
+k-th calibration it is taken to rise by the share 1/k of itself still. The slope that methods of a constant step length
+need is the median of the first three.
 """
 
 from collections.abc import Sequence
@@ -33,6 +37,8 @@ RANK = 64
 """Ratio of the trace to the largest eigenvalue that is reckoned with; it limits what averaging directions gains."""
 SAMPLES = 8
 """Fewest directions that a calibration rests on, over all clients."""
+SLOPES = 3
+"""The first calibrations whose slopes count."""
 SECOND = 5
 """Rounds after which the first calibration is repeated; each later one comes when the rounds have doubled."""
 MOST = 1e3
@@ -86,13 +92,23 @@ class Measured(NamedTuple):
     """What calibrations found."""
 
     curvature: float
-    """tr(H), and the uncertainty of its estimate."""
-    slope: float
-    """Standard deviation of zᵀ∇L, as of a normal distribution."""
+    """tr(H), and the uncertainty of its estimate; the largest."""
+    slopes: tuple[float, ...]
+    """Of each calibration, standard deviation of zᵀ∇L, as of a normal distribution."""
 
     def followed_by(self, later: "Measured") -> "Measured":
         """Both together."""
-        return Measured(max(self.curvature, later.curvature), self.slope)
+        return Measured(max(self.curvature, later.curvature), self.slopes + later.slopes)
+
+    @property
+    def curvature_to_come(self) -> float:
+        """What the run is expected to reach."""
+        return self.curvature * (1 + 1 / len(self.slopes))
+
+    @property
+    def usual_slope(self) -> float:
+        """At the beginning of the run, of which a single calibration knows little."""
+        return median(self.slopes[:SLOPES])
 
 
 def measured(rules: Rules, reports: Sequence[ClientReport]) -> Measured:
@@ -104,11 +120,13 @@ def measured(rules: Rules, reports: Sequence[ClientReport]) -> Measured:
     epsilon = rules.epsilon / 2.0**COEFFICIENT_BITS
     middle = median(curvatures)
     upper = middle + _GAUSSIAN_MAD * median(abs(curvature - middle) for curvature in curvatures)
-    return Measured(max(upper, 4 * last_digit / epsilon**2), max(_GAUSSIAN_MAD * median(slopes), last_digit / epsilon))
+    slope = max(_GAUSSIAN_MAD * median(slopes), last_digit / epsilon)
+    return Measured(max(upper, 4 * last_digit / epsilon**2), (slope,))
 
 
 def calibrated_rate(method: Method, rules: Rules, found: Measured, clients: int) -> float:
     """The learning rate that follows, where so many clients' reports make a step."""
     directions = method.averaged_directions(rules, rules.buffer_size if rules.asynchronous else clients)
-    step = SHARE * 2 / (found.curvature / directions + found.curvature / RANK)
-    return min(method.rate_of(rules, step, found.slope, found.curvature), MOST)
+    to_come = found.curvature_to_come
+    step = SHARE * 2 / (to_come / directions + to_come / RANK)
+    return min(method.rate_of(rules, step, found.usual_slope, found.curvature), MOST)

@@ -79,6 +79,11 @@ class Rules:
         """Clients work without rounds, each on its own plan."""
         return self.buffer_size > 0
 
+    @property
+    def commit_reports(self) -> int:
+        """Reports that a commit is made of where nobody fails; of an asynchronous run the fewest."""
+        return self.buffer_size or self.cohort
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:

@@ -23,7 +23,9 @@ _TYPICAL_RATE = 1e-3
 
 def round_forwards(method: str, rules: Rules, *, baseline: bool) -> int:
     """Forward passes of a round's training, all clients together; those of evaluations are not counted."""
-    return get_baseline(method).forwards(rules) if baseline else get_method(method).forwards(rules) * rules.cohort
+    if baseline:
+        return get_baseline(method).forwards(rules)
+    return get_method(method).forwards(rules) * rules.commit_reports
 
 
 def forwards_per_client(method: str, forwards: int, clients: int, *, baseline: bool) -> float:
@@ -104,9 +106,8 @@ def _method_bytes(options: SimulateOptions) -> int:
     genesis = options.genesis(bytes(32), manifest, Task(name=options.task, tokenizer_digest=b"", max_length=2))
     memory = method.memory(genesis)
     scalars = (_TYPICAL_GRADIENT,) * (rules.directions * rules.local_steps)
-    reports = tuple(
-        ClientReport(client, rules.batch_size * rules.local_steps, 1.0, scalars) for client in range(rules.cohort)
-    )
+    examples, ticket = rules.batch_size * rules.local_steps, int(rules.asynchronous)
+    reports = tuple(ClientReport(k, examples, 1.0, scalars, ticket) for k in range(rules.commit_reports))
     size = 0
     for number in range(1, max(1, rules.momentum_window) + 1):
         entries = method.aggregate(MethodRound(genesis, number, memory), rate, method_reports(reports))

@@ -87,6 +87,8 @@ def _of_journal(run: RunDirectory, each: int) -> tuple[list[Point], int, int]:
         body = record.body
         if isinstance(body, Commit | Void):
             forwards += each
+        if isinstance(body, Commit) and rules.asynchronous:  # more reports where some came while an evaluation ran
+            forwards += each // rules.commit_reports * max(0, len(body.reports) - rules.commit_reports)
         if isinstance(body, Calibration):
             forwards += calibration_forwards(rules) * rules.cohort
         if isinstance(body, Commit | Calibration):
