@@ -1,13 +1,13 @@
 """A model larger than its memory, trained from disk: peak memory, and time against forwards and the disk.
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.offload [--gigabytes 3.4] [--allowed-mb 850] [--turns 5] [--dir DIR]
+    OMP_WAIT_POLICY=passive python -m benchmarks.offload [--gigabytes 3.4] [--allowed-mb 850] [--rows 8] [--turns 3]
 
-A random Llama-shaped checkpoint is written to DIR. One process runs a few steps with its state in memory, another with
-its state on disk: losses and digests must be equal, and the second's peak resident memory, interpreter included, is
-held against what is allowed. Then the second times its parts in turns, past the page cache, from which the state file
-is evicted besides: a step, and a plain read of the file; and two forwards of the same model in memory. Last, steps of
-several directions that go through the model together, so that the file is read once for all of them; losses are those
-of one direction at a time.
+A random Llama-shaped checkpoint is written to a disk. One process runs a few steps with its state in memory, another
+with its state on disk: losses and digests must be equal, and the second's peak resident memory, interpreter included,
+is held against what is allowed. Then the second times its parts in turns, past the page cache, from which the state
+file is evicted besides: a step, and a plain read of the file; and two forwards of the same model in memory. Last,
+steps of several directions that go through the model together, so that the file is read once for all of them; losses
+are those of one direction at a time.
 """
 
 import argparse
@@ -55,12 +55,12 @@ def main() -> int:
     arguments = _arguments()
     torch.set_num_threads(THREADS)
     if arguments.measure:
-        print(json.dumps(_measure(arguments.dir, arguments.measure, arguments.turns)))
+        print(json.dumps(_measure(arguments.dir, arguments.measure, arguments.rows, arguments.turns)))
         return 0
     console, about = Console(width=120), environment(THREADS)
     with tempfile.TemporaryDirectory(dir=arguments.dir, prefix="fedzo-offload-") as made:
         _write_model(Path(made), round(arguments.gigabytes * 1e9 / 4 / _LAYER_ELEMENTS))
-        memory, disk = (_in_its_own_process(Path(made), tier, arguments.turns) for tier in ("host", "disk"))
+        memory, disk = (_in_its_own_process(Path(made), tier, arguments) for tier in ("host", "disk"))
     said = f"{disk['digest'][:16]}… and {memory['digest'][:16]}…"
     check = Check("losses and digest from disk are those from memory", disk["found"] == memory["found"], said)
     print_check(console, check)
@@ -100,7 +100,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "offload.json")
     parser.add_argument("--gigabytes", type=float, default=3.4, help="size of the weights in float32")
     parser.add_argument("--allowed-mb", type=float, default=850, help="peak resident memory to stay under")
-    parser.add_argument("--turns", type=int, default=5, help="turns of each comparison")
+    parser.add_argument("--rows", type=int, default=8, help="of a batch, 64 tokens each")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each comparison")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where the files go: a real disk")
     parser.add_argument("--measure", choices=("host", "disk"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -112,19 +113,20 @@ def _write_model(where: Path, layers: int) -> None:
     LlamaForCausalLM(config).save_pretrained(where, max_shard_size="1GB")
 
 
-def _in_its_own_process(model: Path, tier: str, turns: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.offload", "--dir", model, "--measure", tier, "--turns", str(turns)]
+def _in_its_own_process(model: Path, tier: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.offload", "--dir", model, "--measure", tier]
+    command += ["--rows", str(arguments.rows), "--turns", str(arguments.turns)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def _measure(model: Path, tier: str, turns: int) -> dict[str, Any]:
+def _measure(model: Path, tier: str, rows: int, turns: int) -> dict[str, Any]:
     """Run a few steps; from disk, then time them."""
     state = model / "replica.state"
     base = load_base(str(model))
     replica = Replica.from_base(base, Distribution.RADEMACHER, threads=THREADS, place=_place(tier, state))
     estimator = Estimator(base.model, replica)
-    ids = torch.arange(64)[None]
+    ids = torch.arange(64 * rows).reshape(rows, 64)
     batch = {"input_ids": ids, "labels": ids, "use_cache": False}
     found = []
     for step in range(2):

@@ -4,6 +4,7 @@ import torch
 
 from fedzo.base.checkpoint_files import stored_bytes
 from fedzo.device import get_device
+from fedzo.estimate.estimator import LANES, largest_layer
 from fedzo.plan.forward import outline
 from fedzo.plan.memory import Asked, MemoryPlan, plan_memory, process_bytes
 from fedzo.tasks import get_task
@@ -28,7 +29,8 @@ def plan_run(options: SimulateOptions) -> MemoryPlan | None:
         or stored_bytes(options.model) < _WORTH_BYTES
     ):
         return None
-    found = outline(options.model, options.batch_size, options.max_length)
+    most = largest_layer(get_device(options.device), LANES * options.directions_per_pass)
+    found = outline(options.model, options.batch_size, options.max_length, most)
     asked = Asked(
         state=options.state,
         compute_copy=options.compute_copy,

@@ -46,9 +46,12 @@ def plain_loss(plain: nn.Module, batch, loss=model_loss) -> float:
         return float(loss(plain, batch))
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["layers whole", "layers apart"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_lockstep_losses_are_the_plain_forwards_bit_for_bit(name):
+def test_lockstep_losses_are_the_plain_forwards_bit_for_bit(name, apart, monkeypatch):
+    if apart:
+        monkeypatch.setattr("fedzo.estimate.estimator.LARGE", 0)
     torch.manual_seed(0)
     model, batch = ARCHITECTURES[name]()
     estimator, replica, plain = estimator_of(model)
@@ -316,6 +319,21 @@ def test_scratch_holds_a_layer_and_not_the_model():
     for seed in range(3):
         estimator.losses(TEXT, [(seed, (EPSILON, -EPSILON))])
     assert estimator.scratch_bytes < 2 * replica.state.nbytes / 4
+
+
+def test_of_a_large_layer_scratch_holds_a_module_but_where_many_lanes_go_together(monkeypatch):
+    shape = LLAMA_LIKE | {"intermediate_size": 512, "num_hidden_layers": 2}
+    gate, others, norms = 16 * 512, 16 * (16 + 8 + 8 + 16), 2 * 16
+    layer = 3 * gate + others + norms
+    whole = layer + norms  # each begins on a cache line
+    losses = []
+    for large, lanes, most in ((layer, 2, whole), (layer - 1, 2, 3 * gate), (gate, 2, gate), (gate, 4, whole)):
+        monkeypatch.setattr("fedzo.estimate.estimator.LARGE", large)
+        torch.manual_seed(0)
+        estimator, _, _ = estimator_of(tf.LlamaForCausalLM(tf.LlamaConfig(**shape)), lanes_at_once=lanes)
+        losses.append(estimator.losses(TEXT, [(5, (EPSILON, -EPSILON))]))
+        assert estimator.scratch_bytes == 2 * 4 * most
+    assert all(loss == losses[0] for loss in losses)
 
 
 def test_of_an_embedding_table_only_the_rows_of_the_batch_are_made(monkeypatch):

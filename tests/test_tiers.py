@@ -321,7 +321,9 @@ def test_killed_at_any_moment_of_a_rewrite_what_loads_is_right(tmp_path):
     chance = random.Random(11)
     loaded = 0
     with Victims(REWRITING) as victims:
-        for trial in range(12):
+        for trial in range(120):
+            if trial >= 12 and loaded:
+                break  # a slow disk is rarely met between two passes
             path = tmp_path / str(trial)
             said = victims.run_and_kill(path, chance.uniform(0, 0.05))
             found = in_memory(backend="auto")
@@ -340,8 +342,12 @@ def test_killed_at_any_moment_of_a_rewrite_what_loads_is_right(tmp_path):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_lockstep_losses_from_disk_are_the_plain_forwards_bit_for_bit(name, tmp_path):
-    """At 0 and ±ε, with entries in the file and others over it; a short run's digest is that of the tier in memory."""
+def test_lockstep_losses_from_disk_are_the_plain_forwards_bit_for_bit(name, tmp_path, monkeypatch):
+    """At 0 and ±ε, with entries in the file and others over it; a short run's digest is that of the tier in memory.
+
+    Layers are taken apart, which makes the most of what is read ahead in an order of its own.
+    """
+    monkeypatch.setattr("fedzo.estimate.estimator.LARGE", 0)
     torch.manual_seed(0)
     model, batch = ARCHITECTURES[name]()
     plain, other = copy.deepcopy(model).eval(), copy.deepcopy(model)

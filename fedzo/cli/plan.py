@@ -48,6 +48,9 @@ def plan_memory(
 
     Activations are those of the model's own code, run without values. Rates are measured here, in a few seconds.
     """
+    import torch
+
+    from fedzo.estimate.estimator import LANES, largest_layer
     from fedzo.options.checks import require_choice, require_range
     from fedzo.plan.forward import outline
     from fedzo.plan.machine import measure_machine
@@ -64,7 +67,8 @@ def plan_memory(
     require_range("max-length", max_length, 2, 2**24)
     allowed = _bytes("host-memory", host_memory) if host_memory else float(free_bytes())
     device = _bytes("device-memory", device_memory) if device_memory else None
-    found = outline(model, batch_size, max_length)
+    where = torch.device("cpu" if device is None else "cuda")
+    found = outline(model, batch_size, max_length, largest_layer(where, LANES * directions_per_pass))
     asked = Asked(
         state=state,
         device_apart=device is not None,

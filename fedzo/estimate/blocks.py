@@ -1,7 +1,9 @@
 """Layer blocks: which tensors are brought in together.
 
 A block is a layer, an element of a ModuleList, or else the module that owns a parameter. Of nested lists the
-outermost element that has a forward of its own is the layer. A tied weight belongs to every block that uses it.
+outermost element that has a forward of its own is the layer. A large one may be taken apart into the modules it is made
+of: then memory holds less of it at a time, and a lane that waits holds more of its activations. A tied weight belongs
+to every block that uses it.
 """
 
 from collections import Counter
@@ -11,6 +13,8 @@ from torch import nn
 
 from fedzo.base.checkpoint import unique_parameters
 
+LARGE = 1 << 22
+"""Elements of a layer that is not worth taking apart."""
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
@@ -19,7 +23,7 @@ class Blocks:
     """How a model's tensors are brought in."""
 
     layers: tuple[tuple[nn.Module, tuple[int, ...]], ...]
-    """Modules at whose forward a block comes in, with its tensor indices."""
+    """Layers, or parts of them: modules at whose forward a block comes in, with its tensor indices."""
     owners: tuple[tuple[nn.Module, tuple[int, ...]], ...]
     """Every module with parameters of its own, and the block that comes in when it reads one."""
 
@@ -37,15 +41,25 @@ class Blocks:
         return frozenset(index for index, count in uses.items() if count > 1)
 
 
-def find_blocks(model: nn.Module, index: dict[str, int]) -> Blocks:
+def find_blocks(model: nn.Module, elements: dict[str, int], most: int | None) -> Blocks:
     """Find the blocks of a model.
 
     Args:
         model: any module.
-        index: tensor index of each unique parameter's name.
+        elements: of each unique parameter, by its name, in the order of their indices; its own memory may be gone.
+        most: elements of a layer; a larger one is taken apart. None takes no layer apart.
     """
+    index, sizes = {name: number for number, name in enumerate(elements)}, list(elements.values())
     by_id = {id(parameter): index[name] for name, parameter in unique_parameters(model).items()}
-    layers = [(layer, _tensors(layer, by_id)) for layer in _layers(model)]
+
+    def parts(module: nn.Module) -> list[nn.Module]:
+        """A module, or those it is made of where it is large; what it owns itself comes in when it reads it."""
+        children = _elements(module)
+        if most is None or not children or sum(sizes[k] for k in _tensors(module, by_id)) <= most:
+            return [module]
+        return [part for child in children for part in parts(child)]
+
+    layers = [(part, _tensors(part, by_id)) for layer in _layers(model) for part in parts(layer)]
     layer_of = {id(module): block for layer, block in layers for module in layer.modules()}
     owners = []
     for module in model.modules():

@@ -15,6 +15,7 @@ from torch import nn
 
 from fedzo.device import moved
 from fedzo.errors import EstimationError
+from fedzo.estimate.blocks import LARGE
 from fedzo.estimate.lockstep import Lockstep
 from fedzo.estimate.skeleton import Skeleton
 from fedzo.estimate.weights import ExactWeights, Group, Weights
@@ -27,6 +28,15 @@ Measure = Callable[[nn.Module, Batch], _Found]
 
 LANES = 2
 """Forward passes of a direction that go through the model together."""
+
+
+def largest_layer(device: torch.device, lanes_at_once: int) -> int | None:
+    """Elements of a layer that is brought in whole; None for any.
+
+    With a direction's two lanes the weights made of a layer take more memory than the activations of the lane that
+    waits inside of it; with many lanes those count. A GPU is kept at work by large blocks.
+    """
+    return LARGE if device.type == "cpu" and lanes_at_once <= LANES else None
 
 
 def model_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -65,7 +75,8 @@ class Estimator:
         self.lanes_at_once = lanes_at_once
         read = ExactWeights(replica) if weights is None else weights
         self._device = read.device
-        skeleton = Skeleton(model, replica.manifest, dtype, read.device, by_rows=read.by_rows)
+        most = largest_layer(read.device, lanes_at_once)
+        skeleton = Skeleton(model, replica.manifest, dtype, read.device, by_rows=read.by_rows, most=most)
         self._lockstep = Lockstep(skeleton, read, dtype)
         self.forwards = 0
         """Forward passes run so far."""

@@ -26,7 +26,7 @@ from fedzo.estimate.weights import Group, Weights
 
 Block = tuple[int, ...]
 
-_AHEAD = 4
+_AHEAD = 8
 """Blocks that are read ahead, as far as there is room."""
 _LINE = 32
 """Elements; a multiple of a cache line in every compute type."""

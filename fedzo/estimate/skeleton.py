@@ -94,17 +94,25 @@ class Skeleton:
         dtype: compute type, as `Lockstep` makes it.
         device: where the model computes.
         by_rows: embeddings outside of all layers look rows up in tables that are not brought in.
+        most: elements of a layer that is brought in whole, as for `find_blocks`.
     """
 
     def __init__(
-        self, model: nn.Module, manifest: Manifest, dtype: torch.dtype, device: torch.device, *, by_rows: bool
+        self,
+        model: nn.Module,
+        manifest: Manifest,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        by_rows: bool,
+        most: int | None,
     ) -> None:
         model.eval().to(device)
         self.fetch: Callable[[int, tuple[int, ...]], torch.Tensor] | None = None
         """Gives a tensor's weight to the running lane, bringing its block in; None where no lane runs."""
         self.look_up: Callable[[int, torch.Tensor], torch.Tensor] | None = None
         """Gives the running lane rows of a table by their numbers; None where no lane runs."""
-        blocks = find_blocks(model, {spec.name: index for index, spec in enumerate(manifest)})
+        blocks = find_blocks(model, {spec.name: spec.size for spec in manifest}, most)
         self.layers = blocks.layers
         self.tied = blocks.tied
         tables = blocks.tables if by_rows else frozenset()

@@ -7,6 +7,7 @@ it would take there; what each tensor lies in is counted for as long as the tens
 import weakref
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Forward:
     activation_bytes: int
     """The most that live together."""
     pause_bytes: int
-    """What goes from one layer to the next: a lane that waits for its weights holds that."""
+    """The most that live where a block begins: a lane that waits for its weights holds that."""
     flops: int
 
 
@@ -49,8 +50,7 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._now = 0
+        self.peak = self.now = 0
         self._views: Counter[int] = Counter()
         """Tensors of each storage that live."""
 
@@ -59,23 +59,24 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self._now += 0 if self._views[storage._cdata] else storage.nbytes()
+                self.now += 0 if self._views[storage._cdata] else storage.nbytes()
                 self._views[storage._cdata] += 1
                 weakref.finalize(tensor, self._freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self._now)
+        self.peak = max(self.peak, self.now)
         return made
 
     def _freed(self, storage: int, size: int) -> None:
         self._views[storage] -= 1
-        self._now -= 0 if self._views[storage] else size
+        self.now -= 0 if self._views[storage] else size
 
 
-def outline(source: str, batch_size: int, length: int) -> Outline:
+def outline(source: str, batch_size: int, length: int, most: int | None) -> Outline:
     """What can be known of a causal language model from its config.
 
     Args:
         source: checkpoint directory or hub name; its weights need not be there.
         batch_size, length: of the batch, in examples and tokens.
+        most: elements of a layer that is brought in whole, as for `find_blocks`.
 
     Raises:
         CheckpointError: there is no config, or the model does not run without values.
@@ -88,7 +89,7 @@ def outline(source: str, batch_size: int, length: int) -> Outline:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         names = {name: tuple(parameter.shape) for name, parameter in unique_parameters(model).items()}
-        blocks = find_blocks(model, {name: index for index, name in enumerate(names)})
+        blocks = find_blocks(model, {name: prod(shape) for name, shape in names.items()}, most)
         try:
             forward = _forward(model, batch_size, length, blocks)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -97,18 +98,12 @@ def outline(source: str, batch_size: int, length: int) -> Outline:
 
 
 def _forward(model: nn.Module, batch_size: int, length: int, blocks: Blocks) -> Forward:
-    passed: list[int] = []
-    hooks = [layer.register_forward_hook(lambda *found: passed.append(_bytes(found[2]))) for layer, _ in blocks.layers]
+    living, waiting = _Living(), [0]
+    hooks = [layer.register_forward_pre_hook(lambda *_: waiting.append(living.now)) for layer, _ in blocks.layers]
     ids = torch.zeros(batch_size, length, dtype=torch.int64)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "use_cache": False}
-    with torch.no_grad(), FlopCounterMode(display=False) as counted, _Living() as living:
+    with torch.no_grad(), FlopCounterMode(display=False) as counted, living:
         model(**batch)
     for hook in hooks:
         hook.remove()
-    return Forward(
-        activation_bytes=living.peak, pause_bytes=max(passed, default=0), flops=int(counted.get_total_flops())
-    )
-
-
-def _bytes(value: Any) -> int:
-    return sum(leaf.nbytes for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    return Forward(activation_bytes=living.peak, pause_bytes=max(waiting), flops=int(counted.get_total_flops()))

@@ -8,5 +8,5 @@ COPIES = ("none", "bf16", "fp16", "int8")
 
 BUFFER_ELEMENTS = 1 << 21
 """Of a read from disk: 8 MiB, large enough for a disk's full bandwidth."""
-LEAST_BUFFERS = 4
+LEAST_BUFFERS = 8
 """What the ring holds, whatever the model."""
