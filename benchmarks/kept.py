@@ -4,37 +4,44 @@ A line for each cell: its directory among the runs, and what its `result.json` h
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fedzo_simulations.compare.cells import Cell
 from fedzo_simulations.compare.queue import Queue
-from rich.console import Console
 
 from fedzo.errors import ConfigError
 from fedzo.new_file import write_new_file
 
 
-def keep(queue: Queue, file: Path) -> None:
-    """Write what is finished."""
-    found = {_name(queue, cell): cell.result() for cell in _cells(queue)}
-    lines = [f"{json.dumps(name)}: {json.dumps(asdict(result))}" for name, result in found.items() if result]
-    if lines:
+def keep(queue: Queue, file: Path, others: Collection[str]) -> None:
+    """Write what is finished, and what was kept of cells that are not finished here.
+
+    Args:
+        queue: of the cells.
+        file: to write.
+        others: names of cells that are others than what was kept of them, as `restore` gives them.
+    """
+    rows = {row.slug for row in queue.comparison.rows}
+    kept = {k: v for k, v in _kept(file).items() if k not in others and k.partition("/")[0] in rows}
+    kept |= {_name(queue, cell): asdict(result) for cell in _cells(queue) if (result := cell.result()) is not None}
+    if kept:
+        lines = [f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept)]
         file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def restore(queue: Queue, file: Path, console: Console) -> None:
-    """Put what was kept where a cell lacks it, but for cells that are others by now, which is said.
+def restore(queue: Queue, file: Path) -> list[str]:
+    """Put what was kept where a cell lacks it, but for cells that are others by now.
+
+    Returns:
+        Names of those.
 
     Raises:
         ConfigError: the file is damaged.
     """
-    if not file.exists():
-        return
-    try:
-        kept = json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{file}: holds no results ({error}); restore it, or remove it to run all anew") from error
+    kept, others = _kept(file), []
     for row in queue.comparison.rows:
         for cells in (queue.trials, queue.seeds):  # which learning rate the seeds have follows from the trials
             for cell in cells(row):
@@ -47,7 +54,15 @@ def restore(queue: Queue, file: Path, console: Console) -> None:
                     cell.result()
                 except ConfigError:
                     result.unlink()
-                    console.print(f"not what was kept, so it is run again: {cell.name}")
+                    others.append(name)
+    return others
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise ConfigError(f"{file}: holds no results ({error}); restore it, or remove it to run all anew") from error
 
 
 def _cells(queue: Queue) -> list[Cell]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from fedzo_simulations.compare.command import comparison_of, console_for_tables, run_comparison, show, write_outcome
 from fedzo_simulations.compare.queue import Queue
 from fedzo_simulations.compare.summary import markdown, summary, table_of
+from rich.console import Console
 
 from benchmarks.kept import keep, restore
 from fedzo.errors import ConfigError
@@ -31,25 +32,34 @@ def main() -> int:
     missing = 0
     for file in files:
         try:
-            comparison = comparison_of([], file, {}, {})
+            missing += len(_build(file, arguments, console).missing())
         except ConfigError as error:
             console.print(f"left out: {error}")
             missing += 1
-            continue
-        out = arguments.runs / file.stem
-        out.mkdir(parents=True, exist_ok=True)
-        kept = arguments.docs / f"{file.stem}.json"
-        restore(Queue(comparison, out), kept, console)
-        queue = run_comparison(comparison, out, console, jobs=arguments.jobs, at_most=0 if arguments.missing else None)
-        show(queue, console)
-        write_outcome(queue)
-        if any(line.trial_loss is not None or line.seeds for line in summary(queue)):
-            arguments.docs.mkdir(parents=True, exist_ok=True)
-            (arguments.docs / f"{file.stem}.md").write_text(page(queue, file.stem))
-            keep(queue, kept)
-        missing += len(queue.missing())
     console.print(f"{missing} missing" if missing else "nothing is missing")
     return int(missing > 0)
+
+
+def _build(file: Path, arguments: argparse.Namespace, console: Console) -> Queue:
+    """Run what is missing of a comparison, and write its page.
+
+    Raises:
+        ConfigError: it cannot be run here, or what is there of it is not its own.
+    """
+    comparison = comparison_of([], file, {}, {})
+    out, kept = arguments.runs / file.stem, arguments.docs / f"{file.stem}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    others = restore(Queue(comparison, out), kept)
+    for name in others:
+        console.print(f"not what was kept, so it is to be run again: {name}")
+    queue = run_comparison(comparison, out, console, jobs=arguments.jobs, at_most=0 if arguments.missing else None)
+    show(queue, console)
+    write_outcome(queue)
+    if any(line.trial_loss is not None or line.seeds for line in summary(queue)):
+        arguments.docs.mkdir(parents=True, exist_ok=True)
+        (arguments.docs / f"{file.stem}.md").write_text(page(queue, file.stem))
+        keep(queue, kept, others)
+    return queue
 
 
 def page(queue: Queue, name: str) -> str:

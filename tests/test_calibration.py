@@ -279,6 +279,9 @@ def test_after_a_roll_back_the_rate_is_found_anew_and_stays_halved():
     assert isinstance(run.records[back + 1].body, Calibration)
     commit = run.records[back + 2].body
     assert commit.learning_rate == run.records[back + 1].body.learning_rate / 2
+    first, second = calibrations(run.contents)[:2]
+    assert second is run.records[back + 1].body
+    assert second.learning_rate == pytest.approx(first.learning_rate * 2 / 1.5), "how many there were stays known"
 
 
 @pytest.mark.parametrize("method", METHODS)

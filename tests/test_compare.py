@@ -314,12 +314,20 @@ def test_results_are_kept_for_another_checkout_unless_a_row_is_another_by_then(c
     (changed / config.name).write_text(config.read_text().replace('method = "distinct"', 'method = "shared"', 1))
     done = make_results(changed, tmp_path / "other", tmp_path)
     assert done.returncode == 1
-    assert "not what was kept, so it is run again: " in done.stdout
-    assert set(json.loads(kept.read_text())) < set(json.loads(known))
+    assert "not what was kept, so it is to be run again: distinct-3-directions/" in done.stdout
+    left = set(json.loads(kept.read_text()))
+    assert left == {name for name in json.loads(known) if not name.startswith("distinct-3-directions/")}
+    kept.write_text(known)
+    (tmp_path / "begun" / "comparison" / "momentum" / "lr-0.001-seed-3-trial").mkdir(parents=True)
+    begun = tmp_path / "begun" / "comparison" / "momentum" / "lr-0.001-seed-3-trial" / "journal"
+    shutil.copy(next(out.rglob("momentum/lr-0.001-seed-3-trial/journal")), begun)
+    assert make_results(described, tmp_path / "begun", tmp_path).returncode == 1, "a run that was begun is gone on with"
+    assert set(json.loads(kept.read_text())) == set(json.loads(known)), "and what it came to elsewhere stays kept"
     kept.write_text("{")
     damaged = make_results(changed, tmp_path / "other", tmp_path)
     assert damaged.returncode == 1
-    assert "holds no results" in damaged.stderr
+    assert "holds no results" in damaged.stdout
+    assert "Traceback" not in damaged.stderr
 
 
 def workers_of(pid: int) -> list[psutil.Process]:

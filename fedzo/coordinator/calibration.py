@@ -100,6 +100,10 @@ class Measured(NamedTuple):
         """Both together."""
         return Measured(max(self.curvature, later.curvature), self.slopes + later.slopes)
 
+    def forgetting_curvature(self) -> "Measured":
+        """What stays of it where the state went back: how many there were, and the slopes at the beginning."""
+        return self._replace(curvature=0.0)
+
     @property
     def curvature_to_come(self) -> float:
         """What the run is expected to reach."""

@@ -120,7 +120,7 @@ class History:
         return self._calibrated is not None
 
     def with_calibration(self, reports: Sequence[ClientReport]) -> Measured | None:
-        """What is known of slope and curvature, these reports included; a roll-back begins anew. None is nothing."""
+        """What is known of slope and curvature, these reports included; after a roll-back curvature anew."""
         if not reports:
             return self._measured
         now = measured(self.genesis.rules, reports)
@@ -186,7 +186,9 @@ class History:
             case Rollback(position=target, learning_rate_scale=scale):
                 self._rollbacks[self.position] = target
                 self.rate_scale *= scale
-                self._calibrated = self._measured = None
+                self._calibrated = None
+                if self._measured is not None:
+                    self._measured = self._measured.forgetting_curvature()
                 self.divergence = None
                 self._training.restart(target)
                 self._held_out.restart(target)

@@ -3,7 +3,8 @@
 A block is a layer, an element of a ModuleList, or else the module that owns a parameter. Of nested lists the
 outermost element that has a forward of its own is the layer. A large one may be taken apart into the modules it is made
 of: then memory holds less of it at a time, and a lane that waits holds more of its activations. A tied weight belongs
-to every block that uses it.
+to every block that uses it. What a layer that is taken apart owns itself is a block too. A part is brought in whenever
+it is called, so one that calls a part many times pays for each.
 """
 
 from collections import Counter
@@ -31,7 +32,7 @@ class Blocks:
     def tables(self) -> frozenset[int]:
         """Tensors that an embedding outside all layers looks rows up in; a head may use them too."""
         alone = {block[0] for module, block in self.owners if is_table(module) and len(block) == 1}
-        return frozenset(alone - self.tied)
+        return frozenset(alone - self.tied - {index for _, block in self.layers for index in block})
 
     @property
     def tied(self) -> frozenset[int]:

@@ -33,8 +33,9 @@ LANES = 2
 def largest_layer(device: torch.device, lanes_at_once: int) -> int | None:
     """Elements of a layer that is brought in whole; None for any.
 
-    With a direction's two lanes the weights made of a layer take more memory than the activations of the lane that
-    waits inside of it; with many lanes those count. A GPU is kept at work by large blocks.
+    With a direction's two lanes, and a batch of up to some thousand tokens, the weights made of a large layer take more
+    memory than what the lane that waits inside of it has computed; with many lanes that counts. A GPU is kept at work
+    by large blocks.
     """
     return LARGE if device.type == "cpu" and lanes_at_once <= LANES else None
 
@@ -53,7 +54,7 @@ class Estimator:
         loss: scalar loss of (model, batch).
         dtype: compute type; 16-bit types run the forward under autocast.
         lanes_at_once: forward passes that go through the model together; activation memory grows with it, that of
-            weights does not, and what is streamed is read once for all.
+            weights does not beyond two, and what is streamed is read once for all.
         weights: what a pass reads, made from the replica, and the device where it runs; the integers themselves, on
             the CPU, where not given.
     """

@@ -72,11 +72,15 @@ class ExactWeights:
         self._groups: Sequence[Group] = ()
         self._increments: list[Increments] = []
         """Of each group, over the store's integers."""
+        self._waiting: Increments | None = None
+        self._own: list[Increments] = []
+        """Of each group, over the state."""
 
     def begin(self, groups: Sequence[Group]) -> None:
         """See `Weights.begin`."""
         self._groups = groups
         self._increments = [self._replica.increments(group) for group in groups]
+        self._waiting, self._own = None, []
 
     def reserve(self, elements: int) -> None:
         """See `Weights.reserve`."""
@@ -93,12 +97,10 @@ class ExactWeights:
         if groups == 1:
             read = replica.store.read(tensors, targets)
             return lambda group, lanes, out: replica.make(bring(read), self._increments[group], out, lanes)
-        pieces = self._carrier.hold(replica.held(tensors, targets))
-
-        def make(group: int, lanes: Sequence[int], out: torch.Tensor) -> None:
-            replica.make(pieces, replica.steps(self._groups[group]), out, lanes)
-
-        return make
+        if self._waiting is None:
+            self._waiting, self._own = replica.waiting(), [replica.steps(group) for group in self._groups]
+        pieces = self._carrier.hold(replica.held(tensors, targets, self._waiting))
+        return lambda group, lanes, out: replica.make(pieces, self._own[group], out, lanes)
 
     def alike(self, tensors: Sequence[int], group: int) -> list[int]:
         """See `Weights.alike`."""

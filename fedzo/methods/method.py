@@ -122,7 +122,7 @@ class Method(ABC):
             rules: of the run.
             step: rate of a method that moves by exactly that.
             slope: root mean square of g.
-            curvature: median of |zᵀHz|.
+            curvature: of zᵀHz, the largest that calibrations found.
         """
         return step
 

@@ -166,14 +166,18 @@ class ExactState:
         ]
         return self.steps([terms])
 
-    def held(self, tensors: Sequence[int], targets: Sequence[int]) -> list[Piece]:
+    def waiting(self) -> Increments:
+        """One lane: what the store's integers lack of the state."""
+        return self.steps([self._integers.waiting()])
+
+    def held(self, tensors: Sequence[int], targets: Sequence[int], waiting: Increments) -> list[Piece]:
         """The integers of some tensors as they are now, until the next are held.
 
         Args:
             tensors: indices in the manifest.
             targets: where each begins in what is made of them.
+            waiting: as `waiting` gives it.
         """
-        waiting = self.steps([self._integers.waiting()])
         pieces = self.store.hold(tensors, targets)
         for piece in pieces if len(waiting.seeds) else ():
             self.backend.commit(piece.integers, piece.segments, piece.steps(waiting), self.threads)

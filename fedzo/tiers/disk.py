@@ -34,7 +34,7 @@ class DiskStore:
     Args:
         path: of the state file; made where it is not there.
         manifest: the tensors.
-        buffer_elements: integers of a read; the memory held is at least four times as many, and what is reserved.
+        buffer_elements: integers of a read; the memory held is at least eight times as many, and what is reserved.
         kept: somebody comes back to the file; else it is only this store's.
         cached: passes over it go through the system's page cache; else past it, where the file system can.
 
