@@ -22,10 +22,10 @@ def keep(queue: Queue, file: Path, others: Collection[str]) -> None:
     Args:
         queue: of the cells.
         file: to write.
-        others: names of cells that are others than what was kept of them, as `restore` gives them.
+        others: cells that are others than what was kept of them, as `restore` gives them; of their rows nothing stays.
     """
-    rows = {row.slug for row in queue.comparison.rows}
-    kept = {k: v for k, v in _kept(file).items() if k not in others and k.partition("/")[0] in rows}
+    rows = {row.slug for row in queue.comparison.rows} - {name.partition("/")[0] for name in others}
+    kept = {name: result for name, result in _kept(file).items() if name.partition("/")[0] in rows}
     kept |= {_name(queue, cell): asdict(result) for cell in _cells(queue) if (result := cell.result()) is not None}
     if kept:
         lines = [f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in sorted(kept)]
