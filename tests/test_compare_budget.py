@@ -1,12 +1,27 @@
 """How many rounds a comparison's budget pays for: of bytes, with calibrations, of runs without rounds, of baselines."""
 
+from pathlib import Path
+
 import pytest
 from commands import fedzo
-from fedzo_simulations.compare.summary import summary
+from fedzo_simulations.compare.cells import Cell
+from fedzo_simulations.compare.summary import Line, summary
 from test_compare import lines_of, queue_of, toml
 
 from fedzo.journal import Calibration, Commit, read_journal
 from fedzo.journal.codec import encode_record, report_size
+
+
+def run_alone(demo, place: Path, budget: str, options: str) -> tuple[Cell, Line]:
+    """The one cell of a comparison of `distinct` with one seed, and its line."""
+    config = place / "alone.toml"
+    rows = f'[[row]]\nmethod="distinct"\n{options}\n'
+    config.write_text(toml(demo, budget, rows).replace("seeds = [3, 4]", "seeds = [3]"))
+    fedzo("compare", "--config", config, "--out", place / "out")
+    queue = queue_of(config, place / "out")
+    (row,) = queue.comparison.rows
+    (cell,), (line,) = queue.seeds(row), summary(queue)
+    return cell, line
 
 
 def test_a_budget_of_bytes_is_nearly_spent(demo, tmp_path):
@@ -22,13 +37,7 @@ def test_a_budget_of_bytes_is_nearly_spent(demo, tmp_path):
 @pytest.mark.parametrize("budget", ["forwards = 300", "forwards-per-client = 75", "bytes = 20000"])
 def test_calibrations_are_paid_for_from_the_budget(budget, demo, tmp_path):
     """What a run spent, calibrations included, and that one more round would not have been paid for."""
-    config = tmp_path / "auto.toml"
-    rows = '[[row]]\nmethod="distinct"\nrates=["auto"]\ncohort=2\n'
-    config.write_text(toml(demo, budget, rows).replace("seeds = [3, 4]", "seeds = [3]"))
-    fedzo("compare", "--config", config, "--out", tmp_path / "out")
-    queue = queue_of(config, tmp_path / "out")
-    (row,) = queue.comparison.rows
-    (cell,), (line,) = queue.seeds(row), summary(queue)
+    cell, line = run_alone(demo, tmp_path, budget, 'rates=["auto"]\ncohort=2')
     evaluated = [entry["forwards"] for entry in lines_of(cell) if entry["kind"] == "evaluation"]
     records = read_journal(cell.run.journal).records
     calibrations = [record for record in records if isinstance(record.body, Calibration)]
@@ -55,13 +64,7 @@ def test_fedavgs_bytes_are_all_weights_there_and_back(demo, tmp_path):
 @pytest.mark.parametrize("budget", ["forwards = 120", "bytes = 20000"])
 def test_a_run_without_rounds_pays_for_the_reports_of_its_commits(budget, demo, tmp_path):
     """Not for those of all clients, which are at work on later ones; every record goes to all of them."""
-    config = tmp_path / "buffer.toml"
-    rows = '[[row]]\nmethod="distinct"\nrates=[1e-3]\nbuffer=2\n'
-    config.write_text(toml(demo, budget, rows).replace("seeds = [3, 4]", "seeds = [3]"))
-    fedzo("compare", "--config", config, "--out", tmp_path / "out")
-    queue = queue_of(config, tmp_path / "out")
-    (row,) = queue.comparison.rows
-    (cell,), (line,) = queue.seeds(row), summary(queue)
+    cell, line = run_alone(demo, tmp_path, budget, "rates=[1e-3]\nbuffer=2")
     paid = [r for r in read_journal(cell.run.journal).records if isinstance(r.body, Commit)]
     reports = [report for record in paid for report in record.body.reports]
     assert line.forwards == 2 * len(reports)
