@@ -1,12 +1,14 @@
 """On a machine with CUDA: is what the kernels make what the CPU makes, and does streaming keep up with the forwards?
 
     python -m benchmarks.gpu [--json FILE] [--directions 1,4,16] [--tokens 2048] [--layers 40] [--turns 3]
+                             [--directory DIR]
 
 First equality: digests of integers and weights on the GPU against the CPU's reference, and the losses of a small model
 against the CPU's; nothing is timed where one differs. Then the steps of an OPT-13B of random weights, taken as in
 `fedzo simulate --device cuda`: by the estimator, over a state in page-locked host memory, or a copy of it in fp16 or
-int8. A step is held against the longer of two: the forwards of its lanes with weights that stay on the device (one
-layer's for all, so that they fit any), and its bytes at the bandwidth measured from host to device.
+int8; first over a copy in fp16 whose state lies on disk, in --directory, which says what the host holds. A step is held
+against the longer of two: the forwards of its lanes with weights that stay on the device (one layer's for all, so that
+they fit any), and its bytes at the bandwidth measured from host to device.
 
 `--rehearse` runs the same code on the CPU, on a small shape, for what it computes and not for its time
 (TRITON_INTERPRET=1).
@@ -15,6 +17,7 @@ layer's for all, so that they fit any), and its bytes at the bandwidth measured 
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -23,7 +26,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import psutil
 import torch
 from blake3 import blake3
 from rich.console import Console
@@ -40,11 +42,12 @@ from fedzo.estimate import LANES, Batch, Estimator, weights_of
 from fedzo.noise import COEFFICIENT_BITS, Distribution, Increments, Segment, Term, get_backend
 from fedzo.state.compute_copy import CopyFormat
 from fedzo.state.replica import Replica
-from fedzo.tiers.choice import place_of
+from fedzo.tiers.choice import peak_bytes, place_of, scratch_place
 from fedzo.tiers.device import page_locked
 
 _EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)
-_KINDS = ("none", "fp16", "int8")
+_CASES = (("fp16", "disk"), ("none", "host"), ("fp16", "host"), ("int8", "host"))
+"""The compute copy, and where the state lies. On disk first: the peak of the host's memory is then its own."""
 _ENTRIES = 64
 
 
@@ -63,9 +66,11 @@ def main() -> int:
         return 1
     found: dict[str, Any] = {"environment": environment(torch.get_num_threads()), "device": _named(device)}
     found["checks"] = [check._asdict() for check in checks]
-    found["steps"] = [asdict(step) for kind in _KINDS for step in _steps(kind, device, arguments)]
-    for step in found["steps"]:
-        console.print(", ".join(f"{name}: {value}" for name, value in step.items()), soft_wrap=True)
+    found["steps"] = []
+    for kind, tier in _CASES:
+        for step in _steps(kind, tier, device, arguments):
+            found["steps"].append(asdict(step))
+            console.print(", ".join(f"{name}: {value}" for name, value in asdict(step).items()), soft_wrap=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     return 0
@@ -79,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--width", type=int, default=5120)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="of the state on disk")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU; give a small shape")
     return parser.parse_args()
 
@@ -139,9 +145,11 @@ def _losses_check(device: torch.device) -> Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One kind of copy and number of directions."""
+    """One kind of copy, place of the state, and number of directions."""
 
     kind: str
+    state: str
+    """Its tier."""
     directions: int
     step_s: float
     forwards_s: float
@@ -152,7 +160,12 @@ class Step:
     """The step's time over the longer of those two."""
     bytes_per_s: float
     device_peak_bytes: int
-    host_bytes: int
+    """Of tensors."""
+    device_reserved_bytes: int
+    """What torch took of the device for them."""
+    copy_bytes: int
+    host_peak_bytes: int
+    """Of the process until then, all its libraries included."""
 
 
 def _config(width: int, layers: int) -> OPTConfig:
@@ -170,14 +183,16 @@ def _batch(tokens: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def streamed_model(config: OPTConfig, device: torch.device) -> tuple[nn.Module, Replica]:
-    """A model without weights, and a replica of random ones in host memory; no float model is ever made."""
+def streamed_model(
+    config: OPTConfig, device: torch.device, tier: str = "host", directory: Path = Path()
+) -> tuple[nn.Module, Replica]:
+    """A model without weights, and a replica of random ones in a tier; no float model is ever made."""
     with torch.device("meta"):
         model = OPTForCausalLM(config)
     specs = [TensorSpec(n, tuple(p.shape), EXPONENT_OF_UNIT, 0) for n, p in unique_parameters(model).items()]
     for parameter in list(model.parameters()):
         torch.utils.swap_tensors(parameter, nn.Parameter(torch.empty(0)))  # type: ignore[no-untyped-call]
-    store = place_of("host", Path(), device)(Manifest(tuple(specs)))
+    store = scratch_place(tier, directory, device)(Manifest(tuple(specs)))
     if device.type == "cpu":
         store.device = torch.device("meta")  # a rehearsal goes through the ring too
     values = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02 * 2**EXPONENT_OF_UNIT).int()
@@ -204,31 +219,30 @@ def _pass_bytes(manifest: Manifest, kind: str) -> int:
     return 4 * (read.elements + max(spec.size for spec in read if spec.name == "lm_head.weight"))
 
 
-def _steps(kind: str, device: torch.device, arguments: argparse.Namespace) -> Iterator[Step]:
+def _steps(kind: str, tier: str, device: torch.device, arguments: argparse.Namespace) -> Iterator[Step]:
     config, batch = _config(arguments.width, arguments.layers), _batch(arguments.tokens)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    model, replica = streamed_model(config, device)
+    model, replica = streamed_model(config, device, tier, arguments.directory)
     estimator = Estimator(model, replica, dtype=dtype, weights=weights_of(replica, kind, "host", Path(), device))
+    copied = 0 if kind == "none" else 4 * CopyFormat(kind, replica.manifest).layout().elements
     size = _pass_bytes(replica.manifest, kind)
     for directions in map(int, arguments.directions.split(",")):
         estimator.lanes_at_once = LANES * directions
         evaluations = [(seed, (_EPSILON, -_EPSILON)) for seed in range(directions)]
         _reset_peak(device)
         together = estimator.losses(batch, evaluations)
-        peak = _device_peak(device)
+        peak, reserved, host = _device_peak(device), _device_reserved(device), peak_bytes()
         if [estimator.losses(batch, [each])[0] for each in evaluations] != together:
             raise RuntimeError(f"{directions} directions together are not those of one at a time")
-        resident, there = _resident_model(config, device, dtype), moved(batch, device)
-        block = page_locked(1 << 24) if device.type == "cuda" else torch.empty(1 << 24, dtype=torch.int32)
-        sides = {
-            "step": partial(_done, partial(estimator.losses, batch, evaluations), device),
-            "forwards": partial(_done, partial(_forwards, resident, there, directions), device),
-            "transfer": partial(_done, partial(_transfer, block, size, device), device),
-        }
-        turns = Turns(sides, arguments.turns)
+        step = partial(estimator.losses, batch, evaluations)
+        resident = _resident_model(config, device, dtype)
+        forwards = partial(_forwards, resident, moved(batch, device), LANES * directions)
+        turns = _beside(step, forwards, size, device, arguments.turns)
+        del resident, forwards  # it is no part of the next one's memory
         times = {name: time / 1000 for name, time in turns.milliseconds().items()}
         yield Step(
             kind=kind,
+            state=tier,
             directions=directions,
             step_s=times["step"],
             forwards_s=times["forwards"],
@@ -236,13 +250,24 @@ def _steps(kind: str, device: torch.device, arguments: argparse.Namespace) -> It
             ratio=turns.ratio("step", "forwards", "transfer"),
             bytes_per_s=size / times["transfer"],
             device_peak_bytes=peak,
-            host_bytes=psutil.Process().memory_info().rss,
+            device_reserved_bytes=reserved,
+            copy_bytes=copied,
+            host_peak_bytes=host,
         )
 
 
+def _beside(
+    step: Callable[[], object], forwards: Callable[[], object], size: int, device: torch.device, turns: int
+) -> Turns:
+    """Take a step, as many forwards and a transfer of so many bytes by turns."""
+    block = page_locked(1 << 24) if device.type == "cuda" else torch.empty(1 << 24, dtype=torch.int32)
+    works = {"step": step, "forwards": forwards, "transfer": partial(_transfer, block, size, device)}
+    return Turns({name: partial(_done, work, device) for name, work in works.items()}, turns)
+
+
 @torch.inference_mode()
-def _forwards(model: nn.Module, batch: Batch, directions: int) -> None:
-    for _ in range(LANES * directions):
+def _forwards(model: nn.Module, batch: Batch, times: int) -> None:
+    for _ in range(times):
         model(**batch, use_cache=False)
 
 
@@ -264,11 +289,16 @@ def _done(work: Callable[[], object], device: torch.device) -> float:
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def _device_peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _device_reserved(device: torch.device) -> int:
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
 
 
 if __name__ == "__main__":

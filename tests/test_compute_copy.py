@@ -18,6 +18,7 @@ from fedzo.base.checkpoint import Base, base_digest
 from fedzo.base.manifest import Manifest, TensorSpec
 from fedzo.estimate import Estimator, weights_of
 from fedzo.estimate.copied import CopiedWeights
+from fedzo.estimate.weights import Out
 from fedzo.journal import Commit, Entry, Record, read_journal
 from fedzo.noise import Distribution, Increments
 from fedzo.results.rebuild import rebuild
@@ -96,7 +97,7 @@ def weights(read: CopiedWeights, groups, tensors) -> list[torch.Tensor]:
     found = []
     for number, group in enumerate(groups):
         out = torch.full((len(group), size), float("nan"))
-        make(number, range(len(group)), out)
+        make(number, range(len(group)), Out(out))
         found.append(out)
     return found
 

@@ -26,6 +26,7 @@ from fedzo.scopes import ALL, Kind, Scope
 from fedzo.state.compute_copy import CopyFormat
 from fedzo.state.replica import Replica
 from fedzo.tiers.choice import scratch_place
+from fedzo.tiers.device import DeviceRing
 
 EPSILON = round(1e-3 * 2**40)
 EVALUATIONS = [(seed, (EPSILON, 0, -EPSILON)) for seed in (5, 6, 7)]
@@ -58,10 +59,16 @@ def losses(made, batch, directory, *, kind="none", tier="host", lanes=2, away=Fa
     return Estimator(model, replica, lanes_at_once=lanes, weights=weights).losses(batch, EVALUATIONS, {3: 10**8})
 
 
+def small_buffers(monkeypatch) -> None:
+    """A ring that brings a block in many pieces."""
+    monkeypatch.setattr(DeviceRing.__init__, "__defaults__", (500,))
+    monkeypatch.setattr(DeviceRing, "reserve", lambda ring, elements: None)
+
+
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2", "t5", "mixtral"])
 @pytest.mark.parametrize("tier", ["host", "disk"])
 def test_losses_of_weights_that_are_brought_are_those_of_weights_at_hand(name, tier, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedzo.tiers.device.SLOT_ELEMENTS", 500)
+    small_buffers(monkeypatch)
     torch.manual_seed(0)
     model, batch = ARCHITECTURES[name]()
     for kind in ("none", "int8"):
@@ -71,7 +78,7 @@ def test_losses_of_weights_that_are_brought_are_those_of_weights_at_hand(name, t
 
 
 def test_a_mask_is_brought_with_the_integers(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedzo.tiers.device.SLOT_ELEMENTS", 500)
+    small_buffers(monkeypatch)
     torch.manual_seed(0)
     model, batch = ARCHITECTURES["llama"]()
     scope = Scope(kind=Kind.SPARSE, sparsity=750_000)

@@ -37,15 +37,14 @@ def made(pieces) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("most", [64, 300, 5000])
-def test_what_is_brought_is_what_lies_there(most, masked, tmp_path):
+@pytest.mark.parametrize("reserved", [64, 300, 5000])
+def test_what_is_brought_is_what_lies_there(reserved, masked, tmp_path):
     for store in stores(tmp_path):
         if masked:
             generator = torch.Generator().manual_seed(2)
             words = torch.randint(-(2**31), 2**31 - 1, (29 + 1 + 16,), dtype=torch.int32, generator=generator)
             store.cover([words])
-        ring, expected = DeviceRing(CPU, most), made(store.read(TENSORS, TARGETS))
-        ring.reserve(1400)
+        ring, expected = DeviceRing(CPU, reserved), made(store.read(TENSORS, TARGETS))
         for _ in range(3):
             assert torch.equal(made(ring.bring(store.read(TENSORS, TARGETS))), expected)
         held = ring.hold(store.hold(TENSORS, TARGETS))
@@ -63,12 +62,16 @@ def test_a_piece_is_the_callers_until_the_next_is_asked_for():
     assert [len(part) for part in found] == [200, 200, 200, 200, 100]
 
 
-def test_what_the_ring_holds_is_what_was_reserved_and_one_buffer():
-    ring = DeviceRing(CPU, 100)
+def test_two_buffers_hold_what_was_reserved_or_is_held():
+    store, ring = filled(HostStore(MANIFEST)), DeviceRing(CPU, 100)
     ring.reserve(350)
     for _ in range(3):
-        list(ring.bring(filled(HostStore(MANIFEST)).read(TENSORS)))
-    assert sum(buffer.integers.numel() for buffer in ring._buffers) == 500
+        list(ring.bring(store.read(TENSORS)))
+    assert [buffer.integers.numel() for buffer in ring._buffers] == [350, 350]
+    (held,) = ring.hold(store.hold(TENSORS, TARGETS))
+    assert [buffer.integers.numel() for buffer in ring._buffers] == [1431, 1431]
+    ring.reserve(600)
+    assert torch.equal(held.integers, store.integers)
 
 
 def test_a_reader_that_stops_half_way_leaves_a_ring_that_works():

@@ -283,6 +283,7 @@ types |= {"levels": "i32", "seed_count": "i32", "lane_count": "i32"}
 types |= {"mask": "*i32", "row_scales": "*fp32", "rows": "*i64"}
 for gaussian, (lanes, kind) in itertools.product((False, True), ((1, 0), (2, 1), (4, 1))):
     constants = {"group": GROUP // lanes, "lanes": lanes, "gaussian": gaussian, "kind": kind, "masked": lanes == 4}
+    constants["aligned"] = lanes == 2
     if lanes == 2:
         constants["seed_count"] = 1  # a launch makes an argument of 1 a constant
     signature = types | {"out": "*fp32" if kind else "*i32"} | dict.fromkeys(constants, "constexpr")

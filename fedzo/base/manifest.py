@@ -37,6 +37,11 @@ class TensorSpec:
         """Number of elements."""
         return prod(self.shape)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Of rank 2 or more: what a 16-bit compute type is for; the others stay float32 (docs/numerics.md)."""
+        return len(self.shape) >= 2
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:

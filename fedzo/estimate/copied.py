@@ -13,18 +13,21 @@ import torch
 
 from fedzo.base.manifest import Manifest
 from fedzo.errors import ConfigError
-from fedzo.estimate.weights import ExactWeights, Group, Make, Weights
+from fedzo.estimate.weights import ExactWeights, Group, Make, Out, Weights
 from fedzo.noise import CopyBackend, Increments, Segment, backend_at
 from fedzo.scopes import Kind
 from fedzo.state.compute_copy import CopyFormat
 from fedzo.state.drift import Drift
 from fedzo.state.replica import Replica
 from fedzo.tiers.choice import CPU, scratch_place
-from fedzo.tiers.device import SLOT_ELEMENTS, carrier
+from fedzo.tiers.device import carrier
 from fedzo.tiers.store import Piece, Store
 
 _CHUNK = 1 << 16
 """Elements decoded at a time, a multiple of those in an int32: what they become stays in cache until it is added."""
+
+_EXACT_ELEMENTS = 1 << 24
+"""Exact integers that are brought to a device at a time, for the copy to be made of them."""
 
 
 def weights_of(replica: Replica, copy: str, state: str, directory: Path, device: torch.device = CPU) -> Weights:
@@ -73,6 +76,7 @@ class CopiedWeights:
         self._carrier, self._exact_carrier = carrier(self._store, device), carrier(replica.store, device)
         backend = backend_at(replica.backend, device)
         self._kernels = backend if isinstance(backend, CopyBackend) else None
+        self.casts = self._kernels is not None
         self._made: tuple[Drift, int] | None = None
         """What the copy was made of: the anchor of this drift."""
         self._largest = max((spec.size for k, spec in enumerate(self.manifest) if self._format.copied(k)), default=0)
@@ -95,7 +99,7 @@ class CopiedWeights:
         """See `Weights.reserve`."""
         self._store.reserve(elements // self._format.together)
         self._carrier.reserve(elements // self._format.together)
-        self._exact_carrier.reserve(min(elements, SLOT_ELEMENTS))  # the copy is made through it
+        self._exact_carrier.reserve(min(elements, _EXACT_ELEMENTS))
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
         """See `Weights.expect`."""
@@ -112,9 +116,11 @@ class CopiedWeights:
             pieces = self._carrier.hold(self._store.hold(chosen, begins))
         others = self._exact_carrier.hold(self._uncopied(target_of))
 
-        def make(group: int, lanes: Sequence[int], out: torch.Tensor) -> None:
-            self._add(pieces, target_of, self._since[group], out, lanes)
-            self._replica.make(others, self._exact[group], out, lanes)
+        def make(group: int, lanes: Sequence[int], out: Out) -> None:
+            copies = out.exact if out.cast is None else out.cast
+            self._add(pieces, target_of, self._since[group], copies, lanes)
+            for piece, where in out.shares(others, self.manifest):
+                self._replica.make([piece], self._exact[group], where, lanes)
 
         return make
 

@@ -31,7 +31,7 @@ def unfelt(replica: Replica, epsilon: int, dtype: torch.dtype) -> dict[str, floa
     increments = replica.increments([[], [Term(_SEED, 0, epsilon)]])
     found = {}
     for index, spec in enumerate(replica.manifest):
-        if len(spec.shape) >= 2 and spec.size:
+        if spec.is_matrix and spec.size:
             exact = replica.sample(index, min(spec.size, _SAMPLE), increments)
             touched = (exact[0] != exact[1]) | (not partial)
             if bool(touched.any()):

@@ -11,7 +11,6 @@ switch. Greenlets do not cross threads, so a scheduler is used from one thread.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from fedzo.base.manifest import Manifest
 from fedzo.estimate.scratch import ScratchPool
 from fedzo.estimate.skeleton import Skeleton
-from fedzo.estimate.weights import Group, Weights
+from fedzo.estimate.weights import Group, Out, Weights
 
 Block = tuple[int, ...]
 
@@ -119,14 +118,27 @@ class _Lane:
 
 
 class _Place:
-    """Where the tensors of a block lie in scratch: each begins on a cache line."""
+    """Where the tensors of a block lie in scratch, each from a cache line on: matrices apart from what stays float32.
 
-    def __init__(self, block: Block, manifest: Manifest) -> None:
+    Args:
+        block: its tensors.
+        manifest: of all.
+        apart: matrices lie in an array of their own, in the compute type.
+    """
+
+    def __init__(self, block: Block, manifest: Manifest, *, apart: bool) -> None:
         self.specs = [manifest.tensors[index] for index in block]
-        ends = list(accumulate(-(-spec.size // _LINE) * _LINE for spec in self.specs))
-        self.starts = [0, *ends[:-1]]
-        self.width = ends[-1]
         self.elements = sum(spec.size for spec in self.specs)
+        self.starts: list[int] = []
+        self.exact_width = self.cast_width = 0
+        for spec in self.specs:
+            lines = -(-spec.size // _LINE) * _LINE
+            if apart and spec.is_matrix:
+                self.starts.append(self.cast_width)
+                self.cast_width += lines
+            else:
+                self.starts.append(self.exact_width)
+                self.exact_width += lines
 
 
 class Lockstep:
@@ -142,6 +154,7 @@ class Lockstep:
         self._skeleton = skeleton
         self._weights = weights
         self._dtype = dtype
+        self._apart = weights.casts and dtype is not torch.float32
         self._scratch = ScratchPool(weights.device)
         self._places: dict[Block, _Place] = {}
         self._order: dict[Block, int] = {}
@@ -210,7 +223,9 @@ class Lockstep:
         return (known[after:] + known[:after])[:_AHEAD]
 
     def _located(self, block: Block) -> _Place:
-        return self._places.get(block) or self._places.setdefault(block, _Place(block, self._weights.manifest))
+        if block not in self._places:
+            self._places[block] = _Place(block, self._weights.manifest, apart=self._apart)
+        return self._places[block]
 
     def _fetch(self, tensor: int, block: Block) -> torch.Tensor:
         lane = self._running
@@ -243,19 +258,23 @@ class Lockstep:
             for lane in group:
                 self._resume(lane)
 
-    def _make(self, block: Block, group: list[_Lane], make: Callable[[Sequence[int], torch.Tensor], None]) -> None:
+    def _make(self, block: Block, group: list[_Lane], make: Callable[[Sequence[int], Out], None]) -> None:
         """Give the lanes of a group their weights of a block."""
         alike = self._weights.alike(block, group[0].group)
         columns = sorted({alike[lane.column] for lane in group})
-        place = self._located(block)
-        exact = self._scratch.take(len(columns), place.width, torch.float32)
-        make(columns, exact)
-        half = self._dtype is not torch.float32
-        cast = self._scratch.take(len(columns), place.width, self._dtype).copy_(exact) if half else exact
+        place, count = self._located(block), len(columns)
+        exact = self._scratch.take(count, place.exact_width, torch.float32)
+        if self._apart:
+            cast = self._scratch.take(count, place.cast_width, self._dtype)
+            make(columns, Out(exact, cast))
+        else:
+            make(columns, Out(exact))
+            half = self._dtype is not torch.float32
+            cast = self._scratch.take(count, place.exact_width, self._dtype).copy_(exact) if half else exact
         for lane in group:
             row = columns.index(alike[lane.column])
             for index, start, spec in zip(block, place.starts, place.specs, strict=True):
-                made = exact if len(spec.shape) < 2 else cast
+                made = cast if spec.is_matrix else exact
                 lane.weights[index] = made[row, start : start + spec.size].view(spec.shape)
 
     def _entering(self, block: Block) -> Callable[[nn.Module, Any], None]:

@@ -120,7 +120,7 @@ class Skeleton:
         self._model = model
         self._owners = [module for module, _ in blocks.owners]
         for index, (spec, parameter) in enumerate(zip(manifest, self._parameters, strict=True)):
-            kind = torch.float32 if len(spec.shape) < 2 else dtype
+            kind = dtype if spec.is_matrix else torch.float32
             absent = AbsentWeight(spec.name, index, spec.shape, kind, device)
             absent.table_of = self if index in tables else None
             _replace(parameter, absent)

@@ -4,21 +4,45 @@ Lanes that share noise form a group, +ε and −ε of one direction. A block is 
 for one group after the other, so that memory holds the weights of one group, however many there are.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
 from fedzo.base.manifest import Manifest
-from fedzo.noise import Increments, Term
+from fedzo.noise import CopyBackend, Increments, Term, backend_at
 from fedzo.state.replica import Replica
 from fedzo.tiers.choice import CPU
 from fedzo.tiers.device import carrier
+from fedzo.tiers.store import Piece
 
 Group = Sequence[Sequence[Term]]
 """The overlays of some lanes."""
-Make = Callable[[int, Sequence[int], torch.Tensor], None]
-"""Writes the weights of a block: (group, its lanes, float32[lanes, …] on the device)."""
+
+
+class Out(NamedTuple):
+    """Where weights of a block go, on the device; each tensor has its place in a row."""
+
+    exact: torch.Tensor
+    """float32[lanes, …]."""
+    cast: torch.Tensor | None = None
+    """[lanes, …] in the compute type, for tensors of rank 2 and more; where not given they go to `exact` too."""
+
+    def shares(self, pieces: Iterable[Piece], manifest: Manifest) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """What of pieces goes where."""
+        for piece in pieces:
+            if self.cast is None:
+                yield piece, self.exact
+                continue
+            matrices = {tensor for tensor in piece.tensors if manifest.tensors[tensor].is_matrix}
+            for out, chosen in ((self.cast, matrices), (self.exact, set(piece.tensors) - matrices)):
+                part = piece.only(chosen)
+                if part.segments:
+                    yield part, out
+
+
+Make = Callable[[int, Sequence[int], Out], None]
+"""Writes the weights of a block: (group, its lanes, where)."""
 
 
 class Weights(Protocol):
@@ -29,6 +53,8 @@ class Weights(Protocol):
     """Where they are made, and the model computes."""
     by_rows: bool
     """Rows of a table are brought in alone. That needs their numbers, for which the host would wait for a device."""
+    casts: bool
+    """Weights are cast to the compute type as they are made."""
 
     def begin(self, groups: Sequence[Group]) -> None:
         """A pass begins, with the overlays of its lanes."""
@@ -67,6 +93,7 @@ class ExactWeights:
         self.manifest = replica.manifest
         self.device = device
         self.by_rows = replica.store.device == device == CPU
+        self.casts = isinstance(backend_at(replica.backend, device), CopyBackend)
         self._carrier = carrier(replica.store, device)
         self._replica = replica
         self._groups: Sequence[Group] = ()
@@ -96,11 +123,15 @@ class ExactWeights:
         replica, bring = self._replica, self._carrier.bring
         if groups == 1:
             read = replica.store.read(tensors, targets)
-            return lambda group, lanes, out: replica.make(bring(read), self._increments[group], out, lanes)
+            return lambda group, lanes, out: self._write(bring(read), self._increments[group], lanes, out)
         if self._waiting is None:
             self._waiting, self._own = replica.waiting(), [replica.steps(group) for group in self._groups]
         pieces = self._carrier.hold(replica.held(tensors, targets, self._waiting))
-        return lambda group, lanes, out: replica.make(pieces, self._own[group], out, lanes)
+        return lambda group, lanes, out: self._write(pieces, self._own[group], lanes, out)
+
+    def _write(self, pieces: Iterable[Piece], increments: Increments, lanes: Sequence[int], out: Out) -> None:
+        for piece, where in out.shares(pieces, self.manifest):
+            self._replica.make([piece], increments, where, lanes)
 
     def alike(self, tensors: Sequence[int], group: int) -> list[int]:
         """See `Weights.alike`."""

@@ -64,7 +64,9 @@ class Scales(NamedTuple):
 
 @runtime_checkable
 class CopyBackend(Protocol):
-    """A backend that makes weights from a compute copy in one go (docs/numerics.md, "Compute copies")."""
+    """A backend that makes weights from a compute copy in one go (docs/numerics.md, "Compute copies").
+
+    Its `materialise` takes outputs in float16 and bfloat16 too, and casts to the nearest as it writes."""
 
     def materialise_copies(
         self,

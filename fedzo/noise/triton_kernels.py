@@ -31,7 +31,10 @@ _LANES_AT_ONCE = 4
 """Lanes that share the noise a program makes; further lanes are further programs."""
 _ALIGNED_BYTES = 16
 """What a table in the memory of a launch begins at a multiple of."""
+RUN = 32
+"""Elements that lie together; those of a Rademacher word."""
 
+_RUN = tl.constexpr(RUN)
 _COLUMNS = tl.constexpr(8)
 _ROUNDS = tl.constexpr(ROUNDS)
 
@@ -102,17 +105,21 @@ def make(
     gaussian: tl.constexpr,
     masked: tl.constexpr,
     kind: tl.constexpr,
+    aligned: tl.constexpr,
 ):
     """One group of elements in some lanes: source + Σ steps to `out`.
 
     `kind` says what the source is: integers that stay integers (0) or are scaled to floats (1), a copy in floats (2) or
-    in levels of a row (3). `rows` has the width and the first scale of each of the tables' tensors.
+    in levels of a row (3). `rows` has the width and the first scale of each of the tables' tensors. `aligned` says that
+    segments begin and end, in the tensor and in memory, and rows end, at multiples of `RUN`: then several elements are
+    read and written at once, and a word is in one row.
     """
     per_word: tl.constexpr = 2 if gaussian else 32
+    run: tl.constexpr = _RUN if aligned else 1
     symbols: tl.constexpr = 4096 if gaussian else 2
     place = _find(places, levels)
     row, tensor = tl.load(place + 1), tl.load(place + 2)
-    start, stop = tl.load(place + 3), tl.load(place + 4)
+    start, stop = tl.multiple_of(tl.load(place + 3), run), tl.multiple_of(tl.load(place + 4), run)
     first = (start // group + tl.program_id(0) - tl.load(place)) * group
 
     lane = tl.program_id(1) * lanes + tl.arange(0, lanes)[:, None, None]
@@ -131,8 +138,8 @@ def make(
         bits = tl.load(mask + tl.load(place + 7) + element // 32, mask=inside, other=0)
         total = tl.where((bits >> (element & 31).to(tl.int32)) & 1 != 0, total, 0)
 
-    value = tl.load(source + tl.load(place + 5) + element, mask=inside, other=0)
-    target = out + tl.load(place + 6) + element + lane.to(tl.int64) * stride
+    value = tl.load(source + tl.multiple_of(tl.load(place + 5), run) + element, mask=inside, other=0)
+    target = out + tl.multiple_of(tl.load(place + 6), run) + element + lane.to(tl.int64) * stride
     if kind == 0:
         tl.store(target, total + value, mask=inside & valid)
     elif kind == 1:
@@ -140,8 +147,9 @@ def make(
     else:
         value = value.to(tl.float32)
         if kind == 3:
-            scale = row_scales + tl.load(rows + 2 * row + 1) + element // tl.load(rows + 2 * row)
-            value = value * tl.load(scale, mask=inside, other=0)
+            scaled = first + word * per_word if aligned else element
+            scale = row_scales + tl.load(rows + 2 * row + 1) + scaled // tl.load(rows + 2 * row)
+            value = value * tl.load(scale, mask=(scaled >= start) & (scaled < stop), other=0)
         made = value + total.to(tl.float32) * tl.load(scales + row)
         tl.store(target, _cast(made, out), mask=inside & valid)
 
@@ -202,6 +210,7 @@ def launch(
             gaussian=steps.distribution is Distribution.GAUSSIAN,
             masked=steps.mask is not None,
             kind=int(out.dtype is not torch.int32) if integers else 2 + (scales is not None),
+            aligned=_aligned(places, rows, out),
             enable_fp_fusion=False,
         )
 
@@ -223,6 +232,12 @@ def _places(segments: Sequence[Segment], steps: StepTables, group: int) -> tuple
         groups += -(-stop // group) - start // group
     filler = [(groups, *[0] * 7)] * (triton.next_power_of_2(len(rows)) - len(rows))
     return np.array(rows + filler, dtype=np.int64), groups
+
+
+def _aligned(places: NDArray[np.int64], rows: Sequence[tuple[int, int]], out: torch.Tensor) -> bool:
+    """Everything begins and ends at a multiple of `RUN` (see `make`)."""
+    ends = np.concatenate([places[:, 3:7].ravel(), [width for width, _ in rows if width > 1], [out.stride(0)]])
+    return not (ends % RUN).any()
 
 
 def _sent(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[torch.Tensor]:

@@ -63,7 +63,7 @@ class MemoryPlan:
 
     device_bytes: int
     """What a GPU would hold of it: what lies on tier `device`, else a block in the form that is streamed, twice; the
-    weights made of a block; activations."""
+    weights made of a block, in the compute type; activations."""
 
     @property
     def peak_bytes(self) -> int:
@@ -129,7 +129,7 @@ def plan_memory(
         loading_bytes=_FLOAT_BYTES * max(sizes, default=0) * (_COPYING if copied else 1),
         streamed_bytes=read.size if read.on_disk else 0,
         device_bytes=(on_device or 2 * widest * read.size // max(manifest.elements, 1))
-        + LANES * widest * (_FLOAT_BYTES + cast_bytes)
+        + LANES * widest * asked.dtype_bytes
         + forward.activation_bytes
         + waiting * forward.pause_bytes,
         disk_bytes=sum(plane.size for plane in (exact, copied) if plane and plane.on_disk),

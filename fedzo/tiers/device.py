@@ -15,29 +15,29 @@ import torch
 from fedzo.noise import Mask, Segment
 from fedzo.tiers.store import WORD_BITS, Piece, Store
 
-SLOT_ELEMENTS = 1 << 24
-"""int32 of a buffer at most: 64 MiB, long enough to copy for the host to ask for the next meanwhile."""
 _LEAST_ELEMENTS = 1 << 16
+_BUFFERS = 2
+"""One is computed with while the other is filled."""
 
 
 class Carrier:
     """Pieces as they are: they lie where they are used."""
 
     def reserve(self, elements: int) -> None:
-        """Have room for this many integers to come ahead."""
+        """Have room for this many integers at once."""
 
     def bring(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """The same integers on the device: a piece is the caller's until the next is asked for."""
         yield from pieces
 
     def hold(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """As `bring`, all together, for as long as the caller keeps them."""
+        """As `bring`, all together: the caller's until others are held or brought."""
         return list(pieces)
 
 
 def carrier(store: Store, device: torch.device) -> Carrier:
     """What brings a store's pieces to a device."""
-    return Carrier() if store.device == device else DeviceRing(device, SLOT_ELEMENTS)
+    return Carrier() if store.device == device else DeviceRing(device)
 
 
 class _Buffer(NamedTuple):
@@ -50,24 +50,28 @@ class _Buffer(NamedTuple):
 
 
 class DeviceRing(Carrier):
-    """Used by one thread.
+    """Two buffers of what is reserved, which is to be a block; used by one thread.
 
     Args:
         device: where the buffers lie.
-        most: int32 of a buffer at most.
+        reserved: int32 of a buffer, before `reserve` asks for more.
     """
 
-    def __init__(self, device: torch.device, most: int) -> None:
+    def __init__(self, device: torch.device, reserved: int = _LEAST_ELEMENTS) -> None:
         self.device = device
-        self._most = most
-        self._reserved = min(most, _LEAST_ELEMENTS)
+        self._reserved = reserved
         self._buffers: list[_Buffer] = []
         self._next = 0
+        self._held: _Buffer | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def reserve(self, elements: int) -> None:
         """See `Carrier.reserve`; made when it is used first."""
-        self._reserved = max(self._reserved, elements)
+        self._grow(elements)
+
+    def _grow(self, elements: int) -> None:
+        if elements > self._reserved:
+            self._reserved, self._buffers, self._held = elements, [], None
 
     def bring(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """See `Carrier.bring`; pieces are cut and put together as buffers hold them.
@@ -89,18 +93,26 @@ class DeviceRing(Carrier):
             yield from self._used(chunk)
 
     def hold(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """See `Carrier.hold`: a copy of what the ring brings."""
-        held = []
-        for piece in self.bring(pieces):
-            integers = piece.integers.clone()
-            mask = None if piece.mask is None else piece.mask._replace(words=integers)
-            held.append(piece._replace(integers=integers, mask=mask))
-        return held
+        """See `Carrier.hold`: one piece, so that a kernel is asked for once; buffers grow to hold it."""
+        pieces = [piece for piece in pieces if piece.segments]
+        if not pieces:
+            return []
+        self._grow(sum(_room(segment.size, piece.mask) for piece in pieces for segment in piece.segments))
+        chunk = _Chunk(self._begin(), self._stream)
+        for piece in pieces:
+            for number in range(len(piece.segments)):
+                chunk.take(piece, number, 0)
+        self._await(chunk)
+        self._held = chunk.buffer
+        return [chunk.piece()]
 
     def _begin(self) -> _Buffer:
         """The next buffer, from when it is free on."""
         if not self._buffers:
             self._make()
+        if self._held is not None:
+            self._free(self._held)
+            self._held = None
         buffer = self._buffers[self._next]
         self._next = (self._next + 1) % len(self._buffers)
         if self._stream is not None and buffer.free is not None:
@@ -109,32 +121,40 @@ class DeviceRing(Carrier):
 
     def _used(self, chunk: "_Chunk") -> Iterator[Piece]:
         """A chunk, once it is there."""
-        _, filled, free = chunk.buffer
-        if self._stream is None or filled is None or free is None:
-            yield chunk.piece()
-            return
-        filled.record(self._stream)
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_event(filled)
+        self._await(chunk)
         try:
             yield chunk.piece()
         finally:
-            free.record(computing)
+            self._free(chunk.buffer)
+
+    def _await(self, chunk: "_Chunk") -> None:
+        """What is asked of the device from now on finds a chunk filled."""
+        filled = chunk.buffer.filled
+        if self._stream is not None and filled is not None:
+            filled.record(self._stream)
+            torch.cuda.current_stream(self.device).wait_event(filled)
+
+    def _free(self, buffer: _Buffer) -> None:
+        """What was asked of the device until now is the last that needs a buffer's contents."""
+        if buffer.free is not None:
+            buffer.free.record(torch.cuda.current_stream(self.device))
 
     def _make(self) -> None:
-        size = min(self._most, self._reserved)
         streams = self.device.type == "cuda"
-        if streams:
+        if streams and self._stream is None:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        for _ in range(1 + -(-self._reserved // size)):
-            integers = torch.empty(size, dtype=torch.int32, device=self.device)
+        for _ in range(_BUFFERS):
+            integers = torch.empty(self._reserved, dtype=torch.int32, device=self.device)
             events = [torch.cuda.Event() if streams else None for _ in range(2)]  # type: ignore[no-untyped-call]
             self._buffers.append(_Buffer(integers, *events))
+            self._free(self._buffers[-1])  # who had this memory before may still be using it
             if self._stream is not None:
-                free = self._buffers[-1].free
-                assert free is not None
-                free.record(torch.cuda.current_stream(self.device))  # who had this memory before may still be using it
                 integers.record_stream(self._stream)  # and who gets it next waits for copies into it
+
+
+def _room(size: int, mask: Mask | None) -> int:
+    """What a segment of this size takes of a buffer at most."""
+    return size if mask is None else size + size // WORD_BITS + 4
 
 
 class _Chunk:

@@ -4,7 +4,7 @@ A piece is a run of integers that are in memory together. A tier in memory has o
 one on disk has as many as its buffers need. Whoever goes through pieces sees every element once, in manifest order.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -35,6 +35,12 @@ class Piece(NamedTuple):
     def steps(self, increments: Increments, lanes: Sequence[int] | None = None) -> StepTables:
         """What to add to them in (some) lanes."""
         return replace(increments.of(self.tensors, lanes), mask=self.mask)
+
+    def only(self, chosen: Container[int]) -> "Piece":
+        """The segments of some tensors."""
+        kept = [number for number, segment in enumerate(self.segments) if self.tensors[segment.row] in chosen]
+        mask = None if self.mask is None else Mask(self.mask.words, [self.mask.starts[number] for number in kept])
+        return Piece(self.integers, self.tensors, [self.segments[number] for number in kept], mask)
 
 
 class Store(Protocol):
