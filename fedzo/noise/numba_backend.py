@@ -7,6 +7,7 @@ once. Threads are our own: numba's layers either add seconds of compilation or m
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,6 +33,8 @@ from fedzo.noise.numba_kernels import (
 
 _I32 = np.int32
 
+_STILL, _ALIKE, _APART = 0, 1, 2
+"""How a seed moves a tensor: in no lane, alike in all of them, which is added once, or in each its own way."""
 _GROUP = 4096
 """Elements worked on at a time: integers of a few lanes stay in the first-level cache."""
 _PARALLEL = 1 << 16
@@ -47,7 +50,8 @@ class _Given(NamedTuple):
     tensors: NDArray[np.int64]
     gaussian: bool
     seeds: NDArray[np.uint64]
-    moves: NDArray[np.bool_]
+    ways: NDArray[np.uint8]
+    """[tensors, seeds]: `_STILL`, `_ALIKE` or `_APART`."""
     tables: NDArray[np.int32]
     mask: NDArray[np.uint32]
     """Empty where everything is touched."""
@@ -55,8 +59,8 @@ class _Given(NamedTuple):
 
 
 @kernel
-def _sum_group(values, offset, first, k, given, words, totals):
-    """totals[lane, offset:] = values + the lane's increments, for a group of segment k that starts at `first`."""
+def _sum_group(way, values, offset, first, k, given, words, totals):
+    """totals[lane, offset:] = values + what seeds add in one way, for a group of segment k that starts at `first`."""
     gaussian, mask, row = given.gaussian, given.mask, given.segments[k, 0]
     per_block = 8 if gaussian else 128
     used = words[: 4 * ((offset + values.shape[0] + per_block - 1) // per_block)]
@@ -67,7 +71,7 @@ def _sum_group(values, offset, first, k, given, words, totals):
         for q in range(offset // 32, (offset + values.shape[0] + 31) // 32):
             own[q] = mask[given.mask_starts[k] + first // 32 + q]
     for s in range(given.seeds.shape[0]):
-        if not given.moves[row, s]:
+        if given.ways[row, s] != way:
             continue
         fill_words(first // per_block, given.tensors[row], 1 if gaussian else 0, given.seeds[s], used)
         for lane in range(totals.shape[0]):
@@ -83,9 +87,8 @@ def _sum_group(values, offset, first, k, given, words, totals):
 
 
 @kernel
-def _room(given, lanes):
-    """Memory for a group: the words of a seed, and the sum of every lane."""
-    return np.empty(_GROUP // (2 if given.gaussian else 32), np.uint32), np.zeros((lanes, _GROUP), np.int32)
+def _words_of_group(given):
+    return np.empty(_GROUP // (2 if given.gaussian else 32), np.uint32)
 
 
 @kernel
@@ -97,7 +100,7 @@ def _within(low, high, passed, start, size):
 @kernel
 def _commit(low, high, given):
     """Elements low..high−1 of the segments laid end to end."""
-    words, totals = _room(given, 1)
+    words, totals = _words_of_group(given), np.zeros((1, _GROUP), np.int32)
     passed = 0
     for k in range(given.segments.shape[0]):
         _, start, size, source, _ = given.segments[k]
@@ -108,7 +111,7 @@ def _commit(low, high, given):
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
             part = given.state[source + a - start : source + b - start]
-            _sum_group(part, a - first, first, k, given, words, totals)
+            _sum_group(_ALIKE, part, a - first, first, k, given, words, totals)
             load(totals[0, a - first : b - first], part)
 
 
@@ -124,11 +127,11 @@ def _store_group(values, words, mask, mask_word, table, scale, out):
 
 
 @kernel
-def _moving(moves):
-    """How many seeds move a tensor, and the last that does."""
+def _count(ways, way):
+    """How many seeds move a tensor in this way, and the last that does."""
     count, last = 0, 0
-    for s in range(moves.shape[0]):
-        if moves[s]:
+    for s in range(ways.shape[0]):
+        if ways[s] == way:
             count, last = count + 1, s
     return count, last
 
@@ -137,7 +140,7 @@ def _moving(moves):
 def _materialise(low, high, given, scales, out, stride):
     """As `_commit`. `out` is flat, a lane every `stride` elements: rows of a 2-D slice would not vectorise."""
     lanes = given.tables.shape[2]
-    words, totals = _room(given, lanes)
+    words, common, totals = _words_of_group(given), np.zeros((1, _GROUP), np.int32), np.zeros((lanes, _GROUP), np.int32)
     passed = 0
     for k in range(given.segments.shape[0]):
         row, start, size, source, target = given.segments[k]
@@ -145,24 +148,29 @@ def _materialise(low, high, given, scales, out, stride):
         passed += size
         if begin >= stop:
             continue
-        count, only = _moving(given.moves[row])
+        alike, _ = _count(given.ways[row], _ALIKE)
+        apart, only = _count(given.ways[row], _APART)
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
-            part = given.state[source + a - start : source + b - start]
-            single = count == 1 and not given.gaussian and part.shape[0] == _GROUP
+            offset = a - first
+            values = given.state[source + a - start : source + b - start]
+            if alike:
+                _sum_group(_ALIKE, values, offset, first, k, given, words, common)
+                values = common[0, offset : b - first]
+            single = apart == 1 and not given.gaussian and values.shape[0] == _GROUP
             if single:
                 fill_words(first // 128, given.tensors[row], 0, given.seeds[only], words)
-            elif count:
-                _sum_group(part, a - first, first, k, given, words, totals)
+            elif apart:
+                _sum_group(_APART, values, offset, first, k, given, words, totals)
             for lane in range(lanes):
                 made = out[lane * stride + target + a - start : lane * stride + target + b - start]
                 if single:
                     mask_word = given.mask_starts[k] + first // 32
-                    _store_group(part, words, given.mask, mask_word, given.tables[row, only, lane], scales[row], made)
-                elif count:
-                    store_scaled(totals[lane, a - first : b - first], scales[row], made)
+                    _store_group(values, words, given.mask, mask_word, given.tables[row, only, lane], scales[row], made)
+                elif apart:
+                    store_scaled(totals[lane, offset : b - first], scales[row], made)
                 else:
-                    store_scaled(part, scales[row], made)
+                    store_scaled(values, scales[row], made)
 
 
 @cache
@@ -191,7 +199,7 @@ class NumbaBackend:
 
     def commit(self, state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, threads: int) -> None:
         """See `NoiseBackend.commit`."""
-        given = _given(state, segments, steps)
+        given = _given(state, segments, replace(steps, tables=steps.tables[:, :, :1].copy()))
         _in_parallel(segments, threads, lambda low, high: _commit(low, high, given))
 
     def materialise(
@@ -220,11 +228,17 @@ def _given(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables) 
         tensors=steps.tensors,
         gaussian=steps.distribution is Distribution.GAUSSIAN,
         seeds=steps.seeds,
-        moves=steps.moves,
+        ways=_ways(steps),
         tables=steps.tables,
         mask=np.empty(0, np.uint32) if mask is None else mask.words.numpy().view(np.uint32),
         mask_starts=np.array([0] * len(segments) if mask is None else mask.starts, dtype=np.int64),
     )
+
+
+def _ways(steps: StepTables) -> NDArray[np.uint8]:
+    alike = (steps.tables == steps.tables[:, :, :1]).all(axis=(2, 3))
+    ways: NDArray[np.uint8] = np.where(steps.moves, np.where(alike, _ALIKE, _APART), _STILL).astype(np.uint8)
+    return ways
 
 
 BACKEND = NumbaBackend()

@@ -18,6 +18,7 @@ _M0, _M1 = (np.uint64(m) for m in MULTIPLIERS)
 _W0, _W1 = (np.uint32(w) for w in WEYL)
 _U32, _U64, _I32, _F32 = np.uint32, np.uint64, np.int32, np.float32
 _SHIFT = np.uint64(32)
+_BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
 
 def kernel(function: _Function) -> _Function:
@@ -73,8 +74,7 @@ def add_bits(total, words, plus, difference):
         x = words[q]
         part = total[q * 32 : q * 32 + 32]
         for j in range(32):
-            bit = _I32((x >> _U32(j)) & _U32(1))
-            part[j] = _I32(part[j] + plus + (difference & _I32(-bit)))
+            part[j] = _I32(part[j] + plus + (difference if x & _BITS[j] else _I32(0)))
 
 
 @kernel
