@@ -108,10 +108,10 @@ def test_weights_from_a_copy_are_the_cpus(manifest, distribution, kind, dtype):
     expected += torch.cat([form.decode(k, copy, 0) for k, copy in enumerate(copies)])
     out = torch.zeros(3, manifest.elements, dtype=dtype)
     scales = form.scales([0, 1])
-    materialise_copies(torch.cat(copies).view(element), segments, steps, out, scales)
+    materialise_copies(torch.cat(copies).view(element), segments, steps, out, 1, scales)
     assert torch.equal(out, expected.to(dtype))
     part = torch.zeros(3, 960, dtype=dtype)
-    materialise_copies(torch.cat(copies).view(element), [Segment(1, 1920, 960, a + 1920, 0)], steps, part, scales)
+    materialise_copies(torch.cat(copies).view(element), [Segment(1, 1920, 960, a + 1920, 0)], steps, part, 1, scales)
     assert torch.equal(part, expected[:, a + 1920 : a + 2880].to(dtype))
     assert np.isfinite(part.float().numpy()).all()
 

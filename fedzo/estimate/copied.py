@@ -76,7 +76,7 @@ class CopiedWeights:
         self._carrier, self._exact_carrier = carrier(self._store, device), carrier(replica.store, device)
         backend = backend_at(replica.backend, device)
         self._kernels = backend if isinstance(backend, CopyBackend) else None
-        self.casts = self._kernels is not None
+        self.casts = self._kernels is not None and self._kernels.casts
         self._made: tuple[Drift, int] | None = None
         """What the copy was made of: the anchor of this drift."""
         self._largest = max((spec.size for k, spec in enumerate(self.manifest) if self._format.copied(k)), default=0)
@@ -174,7 +174,8 @@ class CopiedWeights:
                 self._decode_and_add(Piece(integers, tensors, places), since, out, lanes)
             else:
                 steps, scales = since.of(tensors, lanes), self._format.scales(tensors)
-                self._kernels.materialise_copies(integers.view(self._format.type), places, steps, out, scales)
+                copy = integers.view(self._format.type)
+                self._kernels.materialise_copies(copy, places, steps, out, self._replica.threads, scales)
 
     def _decode_and_add(self, piece: Piece, since: Increments, out: torch.Tensor, lanes: Sequence[int]) -> None:
         """For a backend that knows integers alone: what it makes of zeros, and then the copy.

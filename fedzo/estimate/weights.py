@@ -93,7 +93,8 @@ class ExactWeights:
         self.manifest = replica.manifest
         self.device = device
         self.by_rows = replica.store.device == device == CPU
-        self.casts = isinstance(backend_at(replica.backend, device), CopyBackend)
+        backend = backend_at(replica.backend, device)
+        self.casts = isinstance(backend, CopyBackend) and backend.casts
         self._carrier = carrier(replica.store, device)
         self._replica = replica
         self._groups: Sequence[Group] = ()

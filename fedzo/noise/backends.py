@@ -64,9 +64,10 @@ class Scales(NamedTuple):
 
 @runtime_checkable
 class CopyBackend(Protocol):
-    """A backend that makes weights from a compute copy in one go (docs/numerics.md, "Compute copies").
+    """A backend that makes weights from a compute copy in one go (docs/numerics.md, "Compute copies")."""
 
-    Its `materialise` takes outputs in float16 and bfloat16 too, and casts to the nearest as it writes."""
+    casts: bool
+    """Outputs, those of `materialise` too, may be float16 or bfloat16: each weight is cast, nearest-even."""
 
     def materialise_copies(
         self,
@@ -74,6 +75,7 @@ class CopyBackend(Protocol):
         segments: Sequence[Segment],
         steps: StepTables,
         out: torch.Tensor,
+        threads: int,
         scales: Scales | None = None,
     ) -> None:
         """Write copy + increments · 2^−exponent of the segments for each lane into `out`.
@@ -82,7 +84,8 @@ class CopyBackend(Protocol):
             copy: flat, float16, bfloat16 or int8; read only.
             segments: what to materialise; sources count elements of `copy`.
             steps: what to add.
-            out: float32, float16 or bfloat16 [lanes, ≥ every segment's end], rows contiguous.
+            out: float32[lanes, ≥ every segment's end], rows contiguous; see `casts`.
+            threads: CPU threads to use at most.
             scales: of a copy in int8.
         """
 

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedzo.noise.backends import Scales
 from fedzo.noise.directions import Distribution
 from fedzo.noise.increments import Segment, StepTables
 from fedzo.noise.numba_kernels import (
@@ -23,9 +24,13 @@ from fedzo.noise.numba_kernels import (
     add_masked_bits,
     add_masked_quantiles,
     add_quantiles,
+    decode_bfloat16,
+    decode_float16,
+    decode_levels,
     fill_words,
     kernel,
     load,
+    store_added,
     store_bits,
     store_masked_bits,
     store_scaled,
@@ -35,6 +40,9 @@ _I32 = np.int32
 
 _STILL, _ALIKE, _APART = 0, 1, 2
 """How a seed moves a tensor: in no lane, alike in all of them, which is added once, or in each its own way."""
+_BFLOAT16, _FLOAT16, _LEVELS = 0, 1, 2
+"""Of a copy."""
+
 _GROUP = 4096
 """Elements worked on at a time: integers of a few lanes stay in the first-level cache."""
 _PARALLEL = 1 << 16
@@ -173,6 +181,62 @@ def _materialise(low, high, given, scales, out, stride):
                     store_scaled(values, scales[row], made)
 
 
+class _Copy(NamedTuple):
+    """Of the weights at an anchor."""
+
+    values: NDArray[Any]
+    """uint16 bits of bfloat16 or float16, or int8 levels; sources of segments count them."""
+    kind: int
+    """`_BFLOAT16`, `_FLOAT16` or `_LEVELS`."""
+    scales: NDArray[np.float32]
+    """Of the rows of levels."""
+    starts: NDArray[np.int64]
+    """First scale of each of the tables' tensors."""
+    widths: NDArray[np.int64]
+    """Elements of a row of each."""
+
+
+@kernel
+def _decode(copy, row, first, values, bits, decoded):
+    """float32 of a group of a tensor's copy whose first element is `first`; `bits` are those of `decoded`."""
+    if copy.kind == _BFLOAT16:
+        decode_bfloat16(values, bits)
+    elif copy.kind == _FLOAT16:
+        decode_float16(values, bits, decoded)
+    else:
+        width, low = copy.widths[row], 0
+        while low < decoded.shape[0]:
+            index = (first + low) // width
+            high = min(decoded.shape[0], (index + 1) * width - first)
+            decode_levels(values[low:high], copy.scales[copy.starts[row] + index], decoded[low:high])
+            low = high
+
+
+@kernel
+def _materialise_copies(low, high, given, copy, scales, out, stride):
+    """As `_materialise`; what is given as state are a group's zeros, to which increments are added."""
+    lanes = given.tables.shape[2]
+    words, common, totals = _words_of_group(given), np.zeros((1, _GROUP), np.int32), np.zeros((lanes, _GROUP), np.int32)
+    decoded = np.empty(_GROUP, np.float32)
+    bits = decoded.view(np.uint32)
+    passed = 0
+    for k in range(given.segments.shape[0]):
+        row, start, size, source, target = given.segments[k]
+        begin, stop = _within(low, high, passed, start, size)
+        passed += size
+        if begin >= stop:
+            continue
+        for first in range(begin - begin % _GROUP, stop, _GROUP):
+            a, b = max(first, begin), min(first + _GROUP, stop)
+            offset = a - first
+            _decode(copy, row, a, copy.values[source + a - start : source + b - start], bits[: b - a], decoded[: b - a])
+            _sum_group(_ALIKE, given.state[: b - a], offset, first, k, given, words, common)
+            _sum_group(_APART, common[0, offset : b - first], offset, first, k, given, words, totals)
+            for lane in range(lanes):
+                made = out[lane * stride + target + a - start : lane * stride + target + b - start]
+                store_added(decoded[: b - a], totals[lane, offset : b - first], scales[row], made)
+
+
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="fedzo-noise")
@@ -193,9 +257,10 @@ def _in_parallel(segments: Sequence[Segment], threads: int, work: Callable[[int,
 
 
 class NumbaBackend:
-    """See `NoiseBackend`."""
+    """See `NoiseBackend` and `CopyBackend`."""
 
     name = "numba"
+    casts = False
 
     def commit(self, state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, threads: int) -> None:
         """See `NoiseBackend.commit`."""
@@ -213,11 +278,50 @@ class NumbaBackend:
         """See `NoiseBackend.materialise`."""
         if out.numel() == 0:  # its rows have no stride to flatten them by
             return
-        given = _given(state, segments, steps)
-        scales = np.ldexp(np.float32(1), -steps.exponents)
-        stride = out.stride(0)
-        flat = out.as_strided(((out.shape[0] - 1) * stride + out.shape[1],), (1,)).numpy()
-        _in_parallel(segments, threads, lambda low, high: _materialise(low, high, given, scales, flat, stride))
+        given, units, (flat, stride) = _given(state, segments, steps), _units(steps), _flat(out)
+        _in_parallel(segments, threads, lambda low, high: _materialise(low, high, given, units, flat, stride))
+
+    def materialise_copies(
+        self,
+        copy: torch.Tensor,
+        segments: Sequence[Segment],
+        steps: StepTables,
+        out: torch.Tensor,
+        threads: int,
+        scales: Scales | None = None,
+    ) -> None:
+        """See `CopyBackend.materialise_copies`."""
+        if out.numel() == 0:
+            return
+        nothing = torch.zeros(_GROUP, dtype=torch.int32)
+        given, units, (flat, stride) = _given(nothing, segments, steps), _units(steps), _flat(out)
+        read = _copy(copy, scales)
+        _in_parallel(
+            segments, threads, lambda low, high: _materialise_copies(low, high, given, read, units, flat, stride)
+        )
+
+
+def _units(steps: StepTables) -> NDArray[np.float32]:
+    """What an integer of each tensor stands for."""
+    units: NDArray[np.float32] = np.ldexp(np.float32(1), -steps.exponents)
+    return units
+
+
+def _flat(out: torch.Tensor) -> tuple[NDArray[np.float32], int]:
+    """Lanes end to end, and how far apart they begin."""
+    stride = out.stride(0)
+    return out.as_strided(((out.shape[0] - 1) * stride + out.shape[1],), (1,)).numpy(), stride
+
+
+def _copy(copy: torch.Tensor, scales: Scales | None) -> _Copy:
+    levels = copy.dtype is torch.int8
+    return _Copy(
+        values=copy.numpy() if levels else copy.view(torch.int16).numpy().view(np.uint16),
+        kind=_LEVELS if levels else _FLOAT16 if copy.dtype is torch.float16 else _BFLOAT16,
+        scales=np.empty(0, np.float32) if scales is None else scales.values.numpy(),
+        starts=np.array([] if scales is None else scales.starts, dtype=np.int64),
+        widths=np.array([] if scales is None else scales.widths, dtype=np.int64),
+    )
 
 
 def _given(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables) -> _Given:

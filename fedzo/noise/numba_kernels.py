@@ -18,6 +18,8 @@ _M0, _M1 = (np.uint64(m) for m in MULTIPLIERS)
 _W0, _W1 = (np.uint32(w) for w in WEYL)
 _U32, _U64, _I32, _F32 = np.uint32, np.uint64, np.int32, np.float32
 _SHIFT = np.uint64(32)
+_EXPONENTS_APART = np.float32(2.0**112)
+"""A half's exponent field stands for 2^(field − 15), a float32's for 2^(field − 127)."""
 _BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
 
@@ -65,6 +67,41 @@ def load(values, total):
 def store_scaled(total, scale, out):
     for j in range(out.shape[0]):
         out[j] = _F32(total[j]) * scale
+
+
+@kernel
+def decode_bfloat16(copy, out):
+    """float32 of a copy's bits, uint16, as float32's own bits."""
+    for j in range(out.shape[0]):
+        out[j] = _U32(copy[j]) << _U32(16)
+
+
+@kernel
+def decode_float16(copy, bits, out):
+    """As `decode_bfloat16`, for numbers that are finite: the exponent is put right by a product, which is exact.
+
+    Args:
+        copy: uint16.
+        bits, out: the same memory, as uint32 and as float32.
+    """
+    for j in range(out.shape[0]):
+        half = _U32(copy[j])
+        bits[j] = ((half & _U32(0x8000)) << _U32(16)) | ((half & _U32(0x7FFF)) << _U32(13))
+        out[j] = out[j] * _EXPONENTS_APART
+
+
+@kernel
+def decode_levels(copy, scale, out):
+    """float32 of levels of one row."""
+    for j in range(out.shape[0]):
+        out[j] = _F32(copy[j]) * scale
+
+
+@kernel
+def store_added(decoded, total, scale, out):
+    """A copy's weights and, scaled, what was added since; each operation rounds by itself."""
+    for j in range(out.shape[0]):
+        out[j] = decoded[j] + _F32(total[j]) * scale
 
 
 @kernel

@@ -22,11 +22,11 @@ def require_gpu_or_interpreter() -> None:
 class TritonBackend:
     """See `NoiseBackend` and `CopyBackend`.
 
-    Works where the tensors lie: on a CUDA device, or anywhere in Triton's interpreter. Weights may also be made in
-    float16 or bfloat16: each is cast, nearest-even, as it is written.
+    Works where the tensors lie: on a CUDA device, or anywhere in Triton's interpreter.
     """
 
     name = "triton"
+    casts = True
 
     def commit(self, state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, threads: int) -> None:
         """See `NoiseBackend.commit`; threads are not used."""
@@ -50,9 +50,10 @@ class TritonBackend:
         segments: Sequence[Segment],
         steps: StepTables,
         out: torch.Tensor,
+        threads: int,
         scales: Scales | None = None,
     ) -> None:
-        """See `CopyBackend.materialise_copies`."""
+        """See `CopyBackend.materialise_copies`; threads are not used."""
         launch(copy, segments, steps, out, out.shape[0], scales)
 
 
