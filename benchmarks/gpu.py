@@ -15,6 +15,7 @@ they fit any), and its bytes at the bandwidth measured from host to device.
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -39,7 +40,7 @@ from fedzo.base.checkpoint import Base, base_digest, raw_bytes, unique_parameter
 from fedzo.base.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.device import get_device, moved
 from fedzo.estimate import LANES, Batch, Estimator, weights_of
-from fedzo.noise import COEFFICIENT_BITS, Distribution, Increments, Segment, Term, get_backend
+from fedzo.noise import COEFFICIENT_BITS, CopyBackend, Distribution, Increments, Segment, Term, get_backend
 from fedzo.state.compute_copy import CopyFormat
 from fedzo.state.replica import Replica
 from fedzo.tiers.choice import peak_bytes, place_of, scratch_place
@@ -49,6 +50,8 @@ _EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)
 _CASES = (("fp16", "disk"), ("none", "host"), ("fp16", "host"), ("int8", "host"))
 """The compute copy, and where the state lies. On disk first: the peak of the host's memory is then its own."""
 _ENTRIES = 64
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_LANES_AT_EPSILON = [[Term(5, 0, _EPSILON)], [Term(5, 0, -_EPSILON)]]
 
 
 def main() -> int:
@@ -97,25 +100,53 @@ def _named(device: torch.device) -> str:
 
 
 def _kernel_checks(device: torch.device) -> Iterator[Check]:
-    """Commit of many entries, and weights in every type, against the reference on the CPU."""
+    """Commit of many entries, and weights in every type, of integers and of copies, against the reference on the CPU.
+
+    Segments that begin anywhere, and such as models have: the kernel then reads several elements at once.
+    """
     generator = torch.Generator().manual_seed(0)
-    state = torch.randint(-(2**28), 2**28, (20_000,), dtype=torch.int32, generator=generator)
-    segments = [Segment(0, 100, 12_000, 0, 0), Segment(1, 3, 8000, 12_000, 12_000)]
-    exponents = Manifest((TensorSpec("a", (1,), 29, 0), TensorSpec("b", (1,), 20, 0))).exponents
-    for distribution in Distribution:
-        entries = [Term(seed, 0, (seed + 1) * 10**8) for seed in range(_ENTRIES)]
-        steps = Increments(distribution, exponents, [entries]).of([0, 1])
-        there, here = state.to(device, copy=True), state.clone()
-        get_backend("triton").commit(there, segments, steps, 1)
-        get_backend("reference").commit(here, segments, steps, 1)
-        yield _equal(f"{_ENTRIES} entries, {distribution}", there, here)
-        steps = Increments(distribution, exponents, [[Term(5, 0, _EPSILON)], [Term(5, 0, -_EPSILON)]]).of([0, 1])
-        exact = torch.empty(2, state.numel())
-        get_backend("reference").materialise(state, segments, steps, exact, 1)
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            made = torch.empty(2, state.numel(), dtype=dtype, device=device)
-            get_backend("triton").materialise(state.to(device), segments, steps, made, 1)
-            yield _equal(f"weights at ±ε in {dtype}, {distribution}", made, exact.to(dtype))
+    state = torch.randint(-(2**28), 2**28, (26_000,), dtype=torch.int32, generator=generator)
+    manifest = Manifest((TensorSpec("a", (64, 256), 29, 0), TensorSpec("b", (40, 224), 20, 0)))
+    for lie, segments in {
+        "anywhere": [Segment(0, 100, 12_000, 0, 0), Segment(1, 3, 8000, 12_000, 12_000)],
+        "aligned": [Segment(0, 96, 12_000, 0, 0), Segment(1, 32, 7968, 12_000, 12_000)],
+    }.items():
+        for distribution in Distribution:
+            entries = [Term(seed, 0, (seed + 1) * 10**8) for seed in range(_ENTRIES)]
+            steps = Increments(distribution, manifest.exponents, [entries]).of([0, 1])
+            there, here = state.to(device, copy=True), state.clone()
+            get_backend("triton").commit(there, segments, steps, 1)
+            get_backend("reference").commit(here, segments, steps, 1)
+            yield _equal(f"{_ENTRIES} entries, {distribution}, {lie}", there, here)
+            steps = Increments(distribution, manifest.exponents, _LANES_AT_EPSILON).of([0, 1])
+            exact = torch.empty(2, 20_000)
+            get_backend("reference").materialise(state, segments, steps, exact, 1)
+            for dtype in _TYPES:
+                made = torch.zeros(2, 20_000, dtype=dtype, device=device)
+                get_backend("triton").materialise(state.to(device), segments, steps, made, 1)
+                end = segments[-1].target + segments[-1].size
+                yield _equal(f"{dtype} at ±ε, {distribution}, {lie}", made[:, :end], exact.to(dtype)[:, :end])
+    for kind in ("bf16", "fp16", "int8"):
+        yield _copies_check(kind, manifest, state[: manifest.elements], device)
+
+
+def _copies_check(kind: str, manifest: Manifest, state: torch.Tensor, device: torch.device) -> Check:
+    """Weights at ±ε of a compute copy, encoded there and here, by the kernels and by numba's."""
+    floats = torch.split(state.float() * 2.0**-30, [spec.size for spec in manifest])
+    steps = Increments(Distribution.RADEMACHER, manifest.exponents, _LANES_AT_EPSILON).of([0, 1])
+    starts = manifest.starts
+    segments = [Segment(k, 0, spec.size, starts[k], starts[k]) for k, spec in enumerate(manifest)]
+    found = []
+    for where, backend in ((device, get_backend("triton")), (torch.device("cpu"), get_backend("numba"))):
+        assert isinstance(backend, CopyBackend)
+        form = CopyFormat(kind, manifest, where)
+        shaped = [part.to(where, copy=True).view(spec.shape) for part, spec in zip(floats, manifest, strict=True)]
+        encoded = [form.encode(number, weights) for number, weights in enumerate(shaped)]
+        out = torch.empty(2, manifest.elements, device=where)
+        copy = torch.cat(encoded).view(form.type)
+        backend.materialise_copies(copy, segments, steps, out, 1, form.scales([0, 1]))
+        found.append(out)
+    return _equal(f"weights of a copy in {kind}", *found)
 
 
 def _equal(claim: str, there: torch.Tensor, here: torch.Tensor) -> Check:
@@ -206,7 +237,8 @@ def streamed_model(
 def _resident_model(config: OPTConfig, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """As many layers, which share the first one's weights."""
     layers, config.num_hidden_layers = config.num_hidden_layers, 1
-    model = OPTForCausalLM(config).to(device, dtype).eval()
+    with device:
+        model = OPTForCausalLM(config).to(dtype).eval()
     config.num_hidden_layers = layers
     decoder: Any = model.get_decoder()
     decoder.layers = nn.ModuleList(list(decoder.layers) * layers)
@@ -222,6 +254,7 @@ def _pass_bytes(manifest: Manifest, kind: str) -> int:
 def _steps(kind: str, tier: str, device: torch.device, arguments: argparse.Namespace) -> Iterator[Step]:
     config, batch = _config(arguments.width, arguments.layers), _batch(arguments.tokens)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
+    _reset_peak(device)
     model, replica = streamed_model(config, device, tier, arguments.directory)
     estimator = Estimator(model, replica, dtype=dtype, weights=weights_of(replica, kind, "host", Path(), device))
     copied = 0 if kind == "none" else 4 * CopyFormat(kind, replica.manifest).layout().elements
@@ -288,6 +321,7 @@ def _done(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _reset_peak(device: torch.device) -> None:
+    gc.collect()  # a model and its hooks refer to each other: what an earlier case held goes here
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

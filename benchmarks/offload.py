@@ -1,13 +1,14 @@
 """A model larger than its memory, trained from disk: peak memory, and time against forwards and the disk.
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.offload [--gigabytes 3.4] [--allowed-mb 850] [--rows 1] [--turns 5]
+    OMP_WAIT_POLICY=passive python -m benchmarks.offload [--gigabytes 4] [--allowed-mb 960] [--rows 1,16] [--turns 5]
 
 A random Llama-shaped checkpoint is written to a disk. One process runs a few steps with its state in memory, another
-with its state on disk: losses and digests must be equal, and the second's peak resident memory, interpreter included,
-is held against what is allowed. Then the second times its parts in turns, past the page cache, from which the state
-file is evicted besides: a step, and a plain read of the file; and two forwards of the same model in memory. Last,
-steps of several directions that go through the model together, on one row, so that what counts is reading the file,
-which is done once for all of them; losses are those of one direction at a time.
+with its state on disk, batches of every size given: losses and digests must be equal, and the second's peak resident
+memory, interpreter included, is held against what is allowed. Then the second times its parts in turns, past the page
+cache, from which the state file is evicted besides: for every size of a batch a step, and two forwards of the same
+model in memory; and a plain read of the file. Last, steps of several directions that go through the model together, on
+one row, so that what counts is reading the file, which is done once for all of them; losses are those of one direction
+at a time.
 """
 
 import argparse
@@ -46,6 +47,7 @@ THREADS = 2
 _EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)
 _LAYER = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "vocab_size": 4096}
 _LAYER_ELEMENTS = 4 * 1024**2 + 3 * 1024 * 4096
+_TOKENS = 64
 _READ_BYTES = 1 << 23
 _DIRECTIONS = (1, 4, 16)
 
@@ -74,7 +76,13 @@ def main() -> int:
         f"{memory['peak_bytes'] / 1e6:,.0f} MB; a pass that brings the file up to date {disk['rewrite_s']:.2f} s"
     )
     lines = [
-        Line(name=name, ratio=Spread(**disk["ratios"][side]), target=target, milliseconds=disk["milliseconds"])
+        Line(
+            name=f"{name}, {rows} × {_TOKENS} tokens",
+            ratio=Spread(**timed["ratios"][side]),
+            target=target,
+            milliseconds=timed["milliseconds"],
+        )
+        for rows, timed in disk["timed"].items()
         for name, side, target in (
             ("a step from disk ÷ two forwards in memory", "two forwards", None),
             ("a step from disk ÷ reading its bytes", "read", None),
@@ -98,13 +106,17 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.offload", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "offload.json")
-    parser.add_argument("--gigabytes", type=float, default=3.4, help="size of the weights in float32")
-    parser.add_argument("--allowed-mb", type=float, default=850, help="peak resident memory to stay under")
-    parser.add_argument("--rows", type=int, default=1, help="of a batch, 64 tokens each")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the weights in float32")
+    parser.add_argument("--allowed-mb", type=float, default=960, help="peak resident memory to stay under")
+    parser.add_argument("--rows", type=_numbers, default=[1, 16], help=f"of a batch, {_TOKENS} tokens each")
     parser.add_argument("--turns", type=int, default=5, help="turns of each comparison")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where the files go: a real disk")
     parser.add_argument("--measure", choices=("host", "disk"), help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _write_model(where: Path, layers: int) -> None:
@@ -115,22 +127,20 @@ def _write_model(where: Path, layers: int) -> None:
 
 def _in_its_own_process(model: Path, tier: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.offload", "--dir", model, "--measure", tier]
-    command += ["--rows", str(arguments.rows), "--turns", str(arguments.turns)]
+    command += ["--rows", ",".join(map(str, arguments.rows)), "--turns", str(arguments.turns)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def _measure(model: Path, tier: str, rows: int, turns: int) -> dict[str, Any]:
+def _measure(model: Path, tier: str, sizes: list[int], turns: int) -> dict[str, Any]:
     """Run a few steps; from disk, then time them."""
     state = model / "replica.state"
     base = load_base(str(model))
     replica = Replica.from_base(base, Distribution.RADEMACHER, threads=THREADS, place=_place(tier, state))
     estimator = Estimator(base.model, replica)
-    ids = torch.arange(64 * rows).reshape(rows, 64) % _LAYER["vocab_size"]
-    batch = {"input_ids": ids, "labels": ids, "use_cache": False}
     found = []
     for step in range(2):
-        found.append(estimator.losses(batch, [(step, (_EPSILON, -_EPSILON))]))
+        found += [estimator.losses(_batch(rows), [(step, (_EPSILON, -_EPSILON))]) for rows in sizes]
         replica.add(Entry(100 * step + k, 10**8) for k in range(1 + 20 * step))
     replica.keep(state)
     digest = replica.digest().hex()
@@ -142,9 +152,15 @@ def _measure(model: Path, tier: str, rows: int, turns: int) -> dict[str, Any]:
     }
     if tier == "host":
         return measured
-    timed = _timed(model, state, replica, estimator, batch, turns)
-    few = batch | {"input_ids": ids[:1], "labels": ids[:1]}
-    return measured | timed | _together(model, state, replica, few, turns)
+    timed = {rows: _timed(model, state, replica, estimator, _batch(rows), turns) for rows in sizes}
+    rewritten = Turns({"rewrite": replica.digest}, 1, before=lambda: replica.add([Entry(2000, 10**6)]))
+    measured |= {"timed": timed, "rewrite_s": rewritten.milliseconds()["rewrite"] / 1000}
+    return measured | _together(model, state, replica, turns)
+
+
+def _batch(rows: int) -> Batch:
+    ids = torch.arange(_TOKENS * rows).reshape(rows, _TOKENS) % _LAYER["vocab_size"]
+    return {"input_ids": ids, "labels": ids, "use_cache": False}
 
 
 def _place(tier: str, state: Path) -> Callable[[Manifest], Store]:
@@ -177,7 +193,6 @@ def _timed(
 
     sides = {"two forwards": forwards, "read": read, "ours": step}
     found = Turns(sides, turns, before=lambda: _evict(state))
-    rewritten = Turns({"rewrite": replica.digest}, 1, before=lambda: replica.add([Entry(next(seeds), 10**6)]))
     return {
         "ratios": {
             "two forwards": asdict(found.ratio("ours", "two forwards")),
@@ -185,12 +200,12 @@ def _timed(
             "larger": asdict(found.ratio("ours", "two forwards", "read")),
         },
         "milliseconds": found.milliseconds(),
-        "rewrite_s": rewritten.milliseconds()["rewrite"] / 1000,
     }
 
 
-def _together(model: Path, state: Path, replica: Replica, batch: Batch, turns: int) -> dict[str, Any]:
+def _together(model: Path, state: Path, replica: Replica, turns: int) -> dict[str, Any]:
     """Time of a direction where several go through the model together, and the memory that they take."""
+    batch = _batch(1)
     perturbations = [(seed, (_EPSILON, -_EPSILON)) for seed in range(max(_DIRECTIONS))]
     estimators = {
         count: Estimator(load_base(str(model)).model, replica, lanes_at_once=2 * count) for count in _DIRECTIONS

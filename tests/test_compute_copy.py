@@ -37,7 +37,7 @@ MANIFEST = Manifest(
         TensorSpec("b", (2, 2, 4), 9, 2**29),
         TensorSpec("c", (5,), 29, 2**29),
         TensorSpec("d", (4, 5), 25, 2**29),
-        TensorSpec("e", (60, 68), 28, 2**28),
+        TensorSpec("e", (60, 168), 28, 2**28),
     )
 )
 HASHES = [blake3(position.to_bytes(2)).digest() for position in range(200)]
@@ -126,7 +126,7 @@ def test_the_weights_are_those_of_the_page_on_every_backend_and_tier(kind, distr
         want = expected(kind, replica, states().numpy(), since, tensor)
         assert np.array_equal(found[start : start + spec.size].numpy().reshape(spec.shape), want), spec.name
         start += spec.size
-    whole = made[0][2][0, : 60 * 68].view(60, 68)
+    whole = made[0][2][0, : 60 * 168].view(60, 168)
     assert torch.equal(rows, whole[[7, 8, 50]])
 
 

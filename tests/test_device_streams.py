@@ -78,11 +78,15 @@ class Gpu:
             do()
 
 
-def brought(monkeypatch, store, order: int, careless: str = "") -> list[torch.Tensor]:
+BLOCKS = ([0], [1, 2], [2])
+
+
+def brought(monkeypatch, store, order: int, careless: str = "", *, held: bool = False) -> list[torch.Tensor]:
     """What kernels that are asked for with each piece find, three passes, none of them waited for.
 
     Args:
         careless: a stream that waits for no event.
+        held: blocks are held, and two kernels asked for with each; else brought, piece by piece.
     """
     with monkeypatch.context() as patch:
         gpu, found = Gpu(patch), []
@@ -90,11 +94,16 @@ def brought(monkeypatch, store, order: int, careless: str = "") -> list[torch.Te
             patch.setattr(getattr(gpu, careless), "wait_event", lambda event: None)
         ring = DeviceRing(SimpleNamespace(type="cuda"), 200)
         for _ in range(3):
-            for piece in ring.bring(store.read([0, 1, 2])):
-                kernel = partial(lambda integers: found.append(integers.clone()), piece.integers)
-                gpu.computing.work.append((None, 0, kernel))
+            for block in BLOCKS:
+                for piece in ring.hold(store.hold(block, [0] * 3)) if held else ring.bring(store.read(block)):
+                    kernel = partial(lambda integers: found.append(integers.clone()), piece.integers)
+                    gpu.computing.work += [(None, 0, kernel)] * (1 + held)
         gpu.work(Random(order))
-    return found
+    return found[:: 1 + held]
+
+
+def expected(store) -> torch.Tensor:
+    return torch.cat([store.integers[:900], store.integers[900:], store.integers[931:]]).repeat(3)
 
 
 @pytest.fixture
@@ -102,12 +111,14 @@ def store():
     return HostStore(MANIFEST, torch.arange(MANIFEST.elements, dtype=torch.int32))
 
 
-def test_whatever_the_streams_order_kernels_find_what_was_sent(store, monkeypatch):
+@pytest.mark.parametrize("held", [False, True])
+def test_whatever_the_streams_order_kernels_find_what_was_sent(held, store, monkeypatch):
     for order in ORDERS:
-        assert torch.equal(torch.cat(brought(monkeypatch, store, order)), store.integers.repeat(3))
+        assert torch.equal(torch.cat(brought(monkeypatch, store, order, held=held)), expected(store))
 
 
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("careless", ["copying", "computing"])
-def test_they_would_not_if_a_stream_did_not_wait(careless, store, monkeypatch):
-    found = [torch.cat(brought(monkeypatch, store, order, careless)) for order in ORDERS]
-    assert not all(torch.equal(each, store.integers.repeat(3)) for each in found)
+def test_they_would_not_if_a_stream_did_not_wait(careless, held, store, monkeypatch):
+    found = [torch.cat(brought(monkeypatch, store, order, careless, held=held)) for order in ORDERS]
+    assert not all(torch.equal(each, expected(store)) for each in found)

@@ -1,8 +1,10 @@
 """Directions and integer steps: known answers, golden vectors, and equality of the backends."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from fedzo.base.initial_weights import normal_values
 from fedzo.errors import ConfigError
 from fedzo.methods.fedkseed_pro import EXPONENTIALS
-from fedzo.noise import Distribution, Increments, Segment, Term, get_backend
+from fedzo.noise import Distribution, Increments, Mask, Segment, Term, get_backend
 from fedzo.noise.directions import GAUSSIAN_TABLE, dither, symbols
 from fedzo.noise.draws import (
     choose_cohort,
@@ -152,8 +154,13 @@ def segments_of(largest: int):
     return st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9000), st.integers(0, largest)), min_size=1, max_size=4)
 
 
-def assert_backends_agree(runs, distribution, parts, seeds, lanes, drawn):
-    """Each (backend, threads) must give the integers and weights of the first, for random integers and coefficients."""
+def assert_backends_agree(runs, distribution, parts, seeds, lanes, drawn, *, shared=0, masked=False):
+    """Each (backend, threads) must give the integers and weights of the first, for random integers and coefficients.
+
+    Args:
+        shared: terms that all lanes have, besides `seeds` of each.
+        masked: some elements are left alone.
+    """
     random = np.random.default_rng(drawn)
     sizes = [size for _, _, size in parts]
     begins = np.cumsum([0, *sizes])
@@ -162,26 +169,41 @@ def assert_backends_agree(runs, distribution, parts, seeds, lanes, drawn):
         for k, (row, start, size) in enumerate(parts)
     ]
     state = torch.from_numpy(random.integers(-(2**31), 2**31, int(begins[-1])).astype(np.int32))
-    terms = [
-        [Term(int(random.integers(2**63)), *map(int, random.integers(-(2**40), 2**40, 2))) for _ in range(seeds)]
-        for _ in range(lanes)
-    ]
+
+    def drawn_terms(count: int) -> list[Term]:
+        return [Term(int(random.integers(2**63)), *map(int, random.integers(-(2**40), 2**40, 2))) for _ in range(count)]
+
+    common = drawn_terms(shared)
+    terms = [[*common, *drawn_terms(seeds)] for _ in range(lanes)]
     steps = Increments(distribution, np.array([29, 9, 20, 25]), terms).of([1, 3, 2])
+    if masked:
+        words = np.cumsum([0, *(-(-(start + size) // 32) for _, start, size in parts)])
+        bits = random.integers(-(2**31), 2**31, int(words[-1])).astype(np.int32)
+        steps = replace(steps, mask=Mask(torch.from_numpy(bits), words[:-1].tolist()))
     found = []
-    for name, threads in runs:
-        backend = backend_for_cpu(name)
-        out, committed = torch.zeros(lanes, state.numel()), state.clone()
-        backend.materialise(state, segments, steps, out, threads)
-        backend.commit(committed, segments, steps, threads)
-        found.append((out, committed))
+    with patch("fedzo.noise.numba_backend._PARALLEL", 1000):
+        for name, threads in runs:
+            backend = backend_for_cpu(name)
+            out, committed = torch.zeros(lanes, state.numel()), state.clone()
+            backend.materialise(state, segments, steps, out, threads)
+            backend.commit(committed, segments, steps, threads)
+            found.append((out, committed))
     assert all(torch.equal(out, found[0][0]) and torch.equal(done, found[0][1]) for out, done in found)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(Distribution), segments_of(9000), st.integers(0, 3), st.integers(1, 3), st.integers(0, 2**32))
-def test_backends_and_threads_agree_on_any_segments(distribution, parts, seeds, lanes, drawn):
+@given(
+    st.sampled_from(Distribution),
+    segments_of(9000),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_backends_and_threads_agree_on_any_segments(distribution, parts, seeds, shared, lanes, masked, drawn):
     runs = [("reference", 1), ("numba", 1), ("numba", 2), ("torch", 1)]
-    assert_backends_agree(runs, distribution, parts, seeds, lanes, drawn)
+    assert_backends_agree(runs, distribution, parts, seeds, lanes, drawn, shared=shared, masked=masked)
 
 
 @pytest.mark.parametrize("name", BACKENDS_HERE)

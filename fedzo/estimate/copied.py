@@ -26,7 +26,7 @@ from fedzo.tiers.store import Piece, Store
 _CHUNK = 1 << 16
 """Elements decoded at a time, a multiple of those in an int32: what they become stays in cache until it is added."""
 
-_EXACT_ELEMENTS = 1 << 24
+EXACT_ELEMENTS = 1 << 24
 """Exact integers that are brought to a device at a time, for the copy to be made of them."""
 
 
@@ -99,7 +99,7 @@ class CopiedWeights:
         """See `Weights.reserve`."""
         self._store.reserve(elements // self._format.together)
         self._carrier.reserve(elements // self._format.together)
-        self._exact_carrier.reserve(min(elements, _EXACT_ELEMENTS))
+        self._exact_carrier.reserve(min(elements, EXACT_ELEMENTS))
 
     def expect(self, blocks: Sequence[tuple[int, ...]]) -> None:
         """See `Weights.expect`."""

@@ -85,6 +85,8 @@ class StepTables:
     tensors: NDArray[np.int64]
     exponents: NDArray[np.int64]
     tables: NDArray[np.int32]
+    alike: NDArray[np.bool_]
+    """Seeds whose steps are the same in every lane, as those of waiting entries are: they may be added once for all."""
     mask: Mask | None = None
     """Where to add it, for the segments that a backend is given with these tables; everywhere where not given."""
 
@@ -142,6 +144,7 @@ class Increments:
         self._before = np.array([term.before for _, term in flat], dtype=np.int64)
         self._after = np.array([term.after for _, term in flat], dtype=np.int64)
 
+        self._alike = self._find_alike()
         self._touched = None if touches is None else touches.of(self.seeds)
         self._dithers = dither(self.seeds, np.arange(len(exponents)))
         self._all: NDArray[np.int32] | None = None
@@ -154,7 +157,7 @@ class Increments:
         tables = self._tables(indices) if self._all is None else self._all[indices]
         if lanes is not None and len(lanes) != self.lanes:
             tables = np.ascontiguousarray(tables[:, :, list(lanes)])
-        return StepTables(self.distribution, self.seeds, indices, self._exponents[indices], tables)
+        return StepTables(self.distribution, self.seeds, indices, self._exponents[indices], tables, self._alike)
 
     def touched(self) -> list[int]:
         """The tensors that any of the terms touches, in order."""
@@ -172,6 +175,16 @@ class Increments:
         for lane, *term in zip(*(column[touching].tolist() for column in columns), strict=True):
             terms[lane].append(tuple(term))
         return [terms.index(found) for found in terms]
+
+    def _find_alike(self) -> NDArray[np.bool_]:
+        """Which seeds have the same terms in every lane."""
+        if self.lanes == 1:
+            return np.ones(len(self.seeds), dtype=np.bool_)
+        found: list[list[list[tuple[int, int]]]] = [[[] for _ in range(self.lanes)] for _ in self.seeds]
+        columns = (self._rows, self._lanes, self._before, self._after)
+        for row, lane, *term in zip(*(column.tolist() for column in columns), strict=True):
+            found[row][lane].append((term[0], term[1]))
+        return np.array([all(terms == lanes[0] for terms in lanes) for lanes in found], dtype=np.bool_)
 
     def _tables(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
         symbols = len(self.distribution.values)

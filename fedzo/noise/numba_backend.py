@@ -7,7 +7,6 @@ once. Threads are our own: numba's layers either add seconds of compilation or m
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -38,8 +37,8 @@ from fedzo.noise.numba_kernels import (
 
 _I32 = np.int32
 
-_STILL, _ALIKE, _APART = 0, 1, 2
-"""How a seed moves a tensor: in no lane, alike in all of them, which is added once, or in each its own way."""
+_ALIKE, _APART = 1, 2
+"""How a seed moves a tensor: alike in all lanes, which is added once, or in each its own way; 0 where it does not."""
 _BFLOAT16, _FLOAT16, _LEVELS = 0, 1, 2
 """Of a copy."""
 
@@ -59,7 +58,7 @@ class _Given(NamedTuple):
     gaussian: bool
     seeds: NDArray[np.uint64]
     ways: NDArray[np.uint8]
-    """[tensors, seeds]: `_STILL`, `_ALIKE` or `_APART`."""
+    """[tensors, seeds]: 0, `_ALIKE` or `_APART`."""
     tables: NDArray[np.int32]
     mask: NDArray[np.uint32]
     """Empty where everything is touched."""
@@ -67,8 +66,11 @@ class _Given(NamedTuple):
 
 
 @kernel
-def _sum_group(way, values, offset, first, k, given, words, totals):
-    """totals[lane, offset:] = values + what seeds add in one way, for a group of segment k that starts at `first`."""
+def _sum_group(way, but, values, offset, first, k, given, words, totals):
+    """totals[lane, offset:] = values + what seeds add in one way, for a group of segment k that starts at `first`.
+
+    The seed `but` is left out.
+    """
     gaussian, mask, row = given.gaussian, given.mask, given.segments[k, 0]
     per_block = 8 if gaussian else 128
     used = words[: 4 * ((offset + values.shape[0] + per_block - 1) // per_block)]
@@ -79,7 +81,7 @@ def _sum_group(way, values, offset, first, k, given, words, totals):
         for q in range(offset // 32, (offset + values.shape[0] + 31) // 32):
             own[q] = mask[given.mask_starts[k] + first // 32 + q]
     for s in range(given.seeds.shape[0]):
-        if given.ways[row, s] != way:
+        if given.ways[row, s] != way or s == but:
             continue
         fill_words(first // per_block, given.tensors[row], 1 if gaussian else 0, given.seeds[s], used)
         for lane in range(totals.shape[0]):
@@ -119,7 +121,7 @@ def _commit(low, high, given):
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
             part = given.state[source + a - start : source + b - start]
-            _sum_group(_ALIKE, part, a - first, first, k, given, words, totals)
+            _sum_group(_ALIKE, -1, part, a - first, first, k, given, words, totals)
             load(totals[0, a - first : b - first], part)
 
 
@@ -156,20 +158,22 @@ def _materialise(low, high, given, scales, out, stride):
         passed += size
         if begin >= stop:
             continue
-        alike, _ = _count(given.ways[row], _ALIKE)
-        apart, only = _count(given.ways[row], _APART)
+        alike, last_alike = _count(given.ways[row], _ALIKE)
+        apart, last_apart = _count(given.ways[row], _APART)
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
             offset = a - first
             values = given.state[source + a - start : source + b - start]
-            if alike:
-                _sum_group(_ALIKE, values, offset, first, k, given, words, common)
+            single = not given.gaussian and values.shape[0] == _GROUP and (apart == 1 or (apart == 0 and alike > 0))
+            only = last_apart if apart else last_alike
+            but = only if single and not apart else -1
+            if alike > (but >= 0):
+                _sum_group(_ALIKE, but, values, offset, first, k, given, words, common)
                 values = common[0, offset : b - first]
-            single = apart == 1 and not given.gaussian and values.shape[0] == _GROUP
             if single:
                 fill_words(first // 128, given.tensors[row], 0, given.seeds[only], words)
             elif apart:
-                _sum_group(_APART, values, offset, first, k, given, words, totals)
+                _sum_group(_APART, -1, values, offset, first, k, given, words, totals)
             for lane in range(lanes):
                 made = out[lane * stride + target + a - start : lane * stride + target + b - start]
                 if single:
@@ -197,12 +201,12 @@ class _Copy(NamedTuple):
 
 
 @kernel
-def _decode(copy, row, first, values, bits, decoded):
-    """float32 of a group of a tensor's copy whose first element is `first`; `bits` are those of `decoded`."""
+def _decode(copy, row, first, values, bits, decoded, work):
+    """float32 of part of a tensor's copy, from element `first` on; `bits` are those of `decoded`, `work` is as long."""
     if copy.kind == _BFLOAT16:
         decode_bfloat16(values, bits)
     elif copy.kind == _FLOAT16:
-        decode_float16(values, bits, decoded)
+        decode_float16(values, bits, decoded, work)
     else:
         width, low = copy.widths[row], 0
         while low < decoded.shape[0]:
@@ -217,7 +221,7 @@ def _materialise_copies(low, high, given, copy, scales, out, stride):
     """As `_materialise`; what is given as state are a group's zeros, to which increments are added."""
     lanes = given.tables.shape[2]
     words, common, totals = _words_of_group(given), np.zeros((1, _GROUP), np.int32), np.zeros((lanes, _GROUP), np.int32)
-    decoded = np.empty(_GROUP, np.float32)
+    decoded, work = np.empty(_GROUP, np.float32), np.empty(_GROUP, np.float32)
     bits = decoded.view(np.uint32)
     passed = 0
     for k in range(given.segments.shape[0]):
@@ -229,12 +233,13 @@ def _materialise_copies(low, high, given, copy, scales, out, stride):
         for first in range(begin - begin % _GROUP, stop, _GROUP):
             a, b = max(first, begin), min(first + _GROUP, stop)
             offset = a - first
-            _decode(copy, row, a, copy.values[source + a - start : source + b - start], bits[: b - a], decoded[: b - a])
-            _sum_group(_ALIKE, given.state[: b - a], offset, first, k, given, words, common)
-            _sum_group(_APART, common[0, offset : b - first], offset, first, k, given, words, totals)
+            values, count = copy.values[source + a - start : source + b - start], b - a
+            _decode(copy, row, a, values, bits[:count], decoded[:count], work[:count])
+            _sum_group(_ALIKE, -1, given.state[:count], offset, first, k, given, words, common)
+            _sum_group(_APART, -1, common[0, offset : b - first], offset, first, k, given, words, totals)
             for lane in range(lanes):
                 made = out[lane * stride + target + a - start : lane * stride + target + b - start]
-                store_added(decoded[: b - a], totals[lane, offset : b - first], scales[row], made)
+                store_added(decoded[:count], totals[lane, offset : b - first], scales[row], made)
 
 
 @cache
@@ -264,7 +269,7 @@ class NumbaBackend:
 
     def commit(self, state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, threads: int) -> None:
         """See `NoiseBackend.commit`."""
-        given = _given(state, segments, replace(steps, tables=steps.tables[:, :, :1].copy()))
+        given = _given(state, segments, steps, alone=True)
         _in_parallel(segments, threads, lambda low, high: _commit(low, high, given))
 
     def materialise(
@@ -324,7 +329,8 @@ def _copy(copy: torch.Tensor, scales: Scales | None) -> _Copy:
     )
 
 
-def _given(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables) -> _Given:
+def _given(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables, *, alone: bool = False) -> _Given:
+    """What the kernels work on; `alone` takes lane 0 for the only one."""
     mask = steps.mask
     return _Given(
         state=state.numpy(),
@@ -332,17 +338,11 @@ def _given(state: torch.Tensor, segments: Sequence[Segment], steps: StepTables) 
         tensors=steps.tensors,
         gaussian=steps.distribution is Distribution.GAUSSIAN,
         seeds=steps.seeds,
-        ways=_ways(steps),
+        ways=np.where(alone | steps.alike, np.uint8(_ALIKE), np.uint8(_APART)) * steps.moves,
         tables=steps.tables,
         mask=np.empty(0, np.uint32) if mask is None else mask.words.numpy().view(np.uint32),
         mask_starts=np.array([0] * len(segments) if mask is None else mask.starts, dtype=np.int64),
     )
-
-
-def _ways(steps: StepTables) -> NDArray[np.uint8]:
-    alike = (steps.tables == steps.tables[:, :, :1]).all(axis=(2, 3))
-    ways: NDArray[np.uint8] = np.where(steps.moves, np.where(alike, _ALIKE, _APART), _STILL).astype(np.uint8)
-    return ways
 
 
 BACKEND = NumbaBackend()

@@ -18,8 +18,10 @@ _M0, _M1 = (np.uint64(m) for m in MULTIPLIERS)
 _W0, _W1 = (np.uint32(w) for w in WEYL)
 _U32, _U64, _I32, _F32 = np.uint32, np.uint64, np.int32, np.float32
 _SHIFT = np.uint64(32)
-_EXPONENTS_APART = np.float32(2.0**112)
+_ONE_EXPONENT = np.uint32(1 << 23)
+_REBIAS = np.uint32(112 << 23)
 """A half's exponent field stands for 2^(field − 15), a float32's for 2^(field − 127)."""
+_LEAST_NORMAL_HALF = np.float32(2.0**-14)
 _BITS = np.uint32(1) << np.arange(32, dtype=np.uint32)
 
 
@@ -77,17 +79,23 @@ def decode_bfloat16(copy, out):
 
 
 @kernel
-def decode_float16(copy, bits, out):
-    """As `decode_bfloat16`, for numbers that are finite: the exponent is put right by a product, which is exact.
+def decode_float16(copy, bits, out, shares):
+    """As `decode_bfloat16`, for finite numbers; no operand is subnormal: those are slow, and may be taken for 0.
 
     Args:
         copy: uint16.
-        bits, out: the same memory, as uint32 and as float32.
+        bits, out: the same memory, as uint32 and as float32; each loop uses one of them, or it would not vectorise.
+        shares: float32, to work with.
     """
-    for j in range(out.shape[0]):
-        half = _U32(copy[j])
-        bits[j] = ((half & _U32(0x8000)) << _U32(16)) | ((half & _U32(0x7FFF)) << _U32(13))
-        out[j] = out[j] * _EXPONENTS_APART
+    for j in range(shares.shape[0]):
+        magnitude = (_U32(copy[j]) & _U32(0x7FFF)) << _U32(13)
+        small = magnitude < _ONE_EXPONENT
+        bits[j] = magnitude + _REBIAS + (_ONE_EXPONENT if small else _U32(0))
+        shares[j] = _LEAST_NORMAL_HALF if small else _F32(0)
+    for j in range(shares.shape[0]):
+        out[j] = out[j] - shares[j]
+    for j in range(shares.shape[0]):
+        bits[j] |= (_U32(copy[j]) & _U32(0x8000)) << _U32(16)
 
 
 @kernel

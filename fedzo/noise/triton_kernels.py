@@ -236,8 +236,8 @@ def _places(segments: Sequence[Segment], steps: StepTables, group: int) -> tuple
 
 def _aligned(places: NDArray[np.int64], rows: Sequence[tuple[int, int]], out: torch.Tensor) -> bool:
     """Everything begins and ends at a multiple of `RUN` (see `make`)."""
-    ends = np.concatenate([places[:, 3:7].ravel(), [width for width, _ in rows if width > 1], [out.stride(0)]])
-    return not (ends % RUN).any()
+    others = [width for width, _ in rows if width > 1] + ([out.stride(0)] if out.shape[0] > 1 else [])
+    return not (places[:, 3:7] % RUN).any() and all(size % RUN == 0 for size in others)
 
 
 def _sent(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[torch.Tensor]:

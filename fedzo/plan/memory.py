@@ -9,6 +9,7 @@ import torch
 from fedzo.base.manifest import EXPONENT_OF_UNIT, Manifest, TensorSpec
 from fedzo.estimate import LANES
 from fedzo.estimate.blocks import Blocks
+from fedzo.estimate.copied import EXACT_ELEMENTS
 from fedzo.noise import Distribution
 from fedzo.plan.forward import Forward
 from fedzo.plan.machine import Machine
@@ -62,8 +63,8 @@ class MemoryPlan:
     disk_bytes: int
 
     device_bytes: int
-    """What a GPU would hold of it: what lies on tier `device`, else a block in the form that is streamed, twice; the
-    weights made of a block, in the compute type; activations."""
+    """What a GPU would hold of it: what lies on tier `device`, else a block in the form that is streamed, twice, and
+    with a copy two buffers of the integers that it is made of; weights of a block, in the compute type; activations."""
 
     @property
     def peak_bytes(self) -> int:
@@ -115,6 +116,9 @@ def plan_memory(
     held = widest * read.size // max(manifest.elements, 1) if asked.directions_per_pass > 1 and read.on_disk else 0
     waiting = LANES * asked.directions_per_pass - 1
     cast_bytes = asked.dtype_bytes if asked.dtype_bytes < _FLOAT_BYTES else 0
+    bring = 2 * widest * read.size // max(manifest.elements, 1)
+    if copied:
+        bring += 2 * _INTEGER_BYTES * min(EXACT_ELEMENTS, layer)
     on_device = sum(plane.size for plane in (exact, copied) if plane and plane.on_device)
     return MemoryPlan(
         elements=manifest.elements,
@@ -128,7 +132,7 @@ def plan_memory(
         activation_bytes=forward.activation_bytes + waiting * forward.pause_bytes,
         loading_bytes=_FLOAT_BYTES * max(sizes, default=0) * (_COPYING if copied else 1),
         streamed_bytes=read.size if read.on_disk else 0,
-        device_bytes=(on_device or 2 * widest * read.size // max(manifest.elements, 1))
+        device_bytes=(on_device or bring)
         + LANES * widest * asked.dtype_bytes
         + forward.activation_bytes
         + waiting * forward.pause_bytes,

@@ -205,7 +205,7 @@ class ExactState:
     def make(
         self, pieces: Iterable[Piece], increments: Increments, out: torch.Tensor, lanes: Sequence[int] | None = None
     ) -> None:
-        """As `materialise`, of integers that are at hand, wherever that is."""
+        """As `materialise`, of integers at hand, wherever they are, in float32 or what the backend casts to."""
         for piece in pieces:
             steps = piece.steps(increments, lanes)
             self.backend.materialise(piece.integers, piece.segments, steps, out, self.threads)

@@ -93,7 +93,10 @@ class DeviceRing(Carrier):
             yield from self._used(chunk)
 
     def hold(self, pieces: Iterable[Piece]) -> list[Piece]:
-        """See `Carrier.hold`: one piece, so that a kernel is asked for once; buffers grow to hold it."""
+        """See `Carrier.hold`: one piece, so that a kernel is asked for once; buffers grow to hold it.
+
+        Pieces are gone through twice: a store's `hold`, whose pieces stay, and not its `read`.
+        """
         pieces = [piece for piece in pieces if piece.segments]
         if not pieces:
             return []
@@ -179,8 +182,10 @@ class _Chunk:
         if size == 0:
             return 0
         start, source = segment.start + done, segment.source + done
-        self._segments.append(Segment(len(self._tensors), start, size, self._end, segment.target + done))
-        self._tensors.append(piece.tensors[segment.row])
+        tensor = piece.tensors[segment.row]
+        if self._tensors[-1:] != [tensor]:
+            self._tensors.append(tensor)
+        self._segments.append(Segment(len(self._tensors) - 1, start, size, self._end, segment.target + done))
         self._copy(piece.integers[source : source + size])
         if mask is not None:
             first, stop = start // WORD_BITS, -(-(start + size) // WORD_BITS)

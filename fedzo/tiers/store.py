@@ -38,9 +38,12 @@ class Piece(NamedTuple):
 
     def only(self, chosen: Container[int]) -> "Piece":
         """The segments of some tensors."""
-        kept = [number for number, segment in enumerate(self.segments) if self.tensors[segment.row] in chosen]
+        rows = [row for row, tensor in enumerate(self.tensors) if tensor in chosen]
+        place = {row: number for number, row in enumerate(rows)}
+        kept = [number for number, segment in enumerate(self.segments) if segment.row in place]
+        segments = [segment._replace(row=place[segment.row]) for segment in (self.segments[k] for k in kept)]
         mask = None if self.mask is None else Mask(self.mask.words, [self.mask.starts[number] for number in kept])
-        return Piece(self.integers, self.tensors, [self.segments[number] for number in kept], mask)
+        return Piece(self.integers, [self.tensors[row] for row in rows], segments, mask)
 
 
 class Store(Protocol):
