@@ -135,12 +135,13 @@ class CopiedWeights:
         width, together = self.manifest.tensors[tensor].shape[1], self._format.together
         integers = width // together
         picked = self._store.pick(tensor, [row * integers for row in rows], integers)
-        out = torch.empty(len(rows), width)
-        for number, segment in enumerate(picked.segments):
-            alone = Piece(picked.integers, [tensor], [segment])
-            target = -segment.start * together
-            self._add([alone], {tensor: target}, self._since[group], out[number : number + 1], [lane])
-        return out
+        out = torch.empty(1, len(rows) * width)
+        places = [
+            Segment(0, segment.start * together, width, segment.source * together, segment.target * together)
+            for segment in picked.segments
+        ]
+        self._make(picked._replace(segments=places), self._since[group], out, [lane])
+        return out.view(len(rows), width)
 
     def _uncopied(self, target_of: dict[int, int]) -> Iterator[Piece]:
         """The exact integers of those tensors that have no copy; they are few."""
@@ -168,14 +169,18 @@ class CopiedWeights:
             for row, start, size, source, _ in segments:
                 first = start * together
                 places.append(Segment(row, first, size * together, source * together, target_of[tensors[row]] + first))
-            if not places:
-                continue
-            if self._kernels is None:
-                self._decode_and_add(Piece(integers, tensors, places), since, out, lanes)
-            else:
-                steps, scales = since.of(tensors, lanes), self._format.scales(tensors)
-                copy = integers.view(self._format.type)
-                self._kernels.materialise_copies(copy, places, steps, out, self._replica.threads, scales)
+            self._make(Piece(integers, tensors, places), since, out, lanes)
+
+    def _make(self, piece: Piece, since: Increments, out: torch.Tensor, lanes: Sequence[int]) -> None:
+        """As `_add`, of a piece whose segments count elements."""
+        if not piece.segments:
+            return
+        if self._kernels is None:
+            self._decode_and_add(piece, since, out, lanes)
+            return
+        copy, steps = piece.integers.view(self._format.type), since.of(piece.tensors, lanes)
+        scales = self._format.scales(piece.tensors)
+        self._kernels.materialise_copies(copy, piece.segments, steps, out, self._replica.threads, scales)
 
     def _decode_and_add(self, piece: Piece, since: Increments, out: torch.Tensor, lanes: Sequence[int]) -> None:
         """For a backend that knows integers alone: what it makes of zeros, and then the copy.
