@@ -39,10 +39,9 @@ class Piece(NamedTuple):
     def only(self, chosen: Container[int]) -> "Piece":
         """The segments of some tensors."""
         rows = [row for row, tensor in enumerate(self.tensors) if tensor in chosen]
-        place = {row: number for number, row in enumerate(rows)}
-        kept = [number for number, segment in enumerate(self.segments) if segment.row in place]
-        segments = [segment._replace(row=place[segment.row]) for segment in (self.segments[k] for k in kept)]
-        mask = None if self.mask is None else Mask(self.mask.words, [self.mask.starts[number] for number in kept])
+        kept = [(number, segment) for number, segment in enumerate(self.segments) if segment.row in rows]
+        segments = [segment._replace(row=rows.index(segment.row)) for _, segment in kept]
+        mask = self.mask and Mask(self.mask.words, [self.mask.starts[number] for number, _ in kept])
         return Piece(self.integers, [self.tensors[row] for row in rows], segments, mask)
 
 
