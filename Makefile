@@ -16,8 +16,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/fedzo demo
 
+# Two files of tests at a time: much of what they take is starting processes. PYTEST_ARGS="-n 0" is one after the other.
 test: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

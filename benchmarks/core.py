@@ -26,6 +26,7 @@ from fedzo.estimate import Estimator, weights_of
 from fedzo.journal import Entry
 from fedzo.methods.method import projected_gradient
 from fedzo.noise import COEFFICIENT_BITS
+from fedzo.state.drift import PATIENCE
 
 THREADS = 2
 REPLAYED = 32
@@ -113,8 +114,9 @@ def _noise_lines(subject: Subject, pairs: int) -> Iterator[Line]:
     yield _pair("4. replay, per entry ÷ torch.add", 0.5, {**plain, f"{REPLAYED} entries": replay}, pairs, REPLAYED)
 
 
-def _copy_lines(subject: Subject, pairs: int) -> Iterator[Line]:
-    """Line 6: both losses from a compute copy, and what moved since it was made, against the exact state."""
+def _copy_lines(_: Subject, pairs: int) -> Iterator[Line]:
+    """Line 6: both losses from a compute copy against the exact state, right at the copy's anchor and far from it."""
+    subject = Subject.opt(THREADS)
     replica, seeds = subject.replica, count(2000)
 
     def losses(estimator: Estimator) -> None:
@@ -124,10 +126,12 @@ def _copy_lines(subject: Subject, pairs: int) -> Iterator[Line]:
     for kind in _COPIES:
         weights = weights_of(replica, kind, "host", Path())
         sides[kind] = partial(losses, Estimator(deepcopy(subject.plain), replica, weights=weights))
-    turns = Turns(sides, pairs)
-    for kind in _COPIES:
-        name = f"6. both losses from a {kind} copy in memory ÷ from the state"
-        yield Line(name=name, ratio=turns.ratio(kind, "exact"), target=None, milliseconds=turns.milliseconds())
+    for waiting in (0, PATIENCE):
+        replica.add(_entries(first=100)[:waiting])
+        turns = Turns(sides, pairs)
+        for kind in _COPIES:
+            name = f"6. both losses from a {kind} copy in memory ÷ from the state, {waiting} entries since"
+            yield Line(name=name, ratio=turns.ratio(kind, "exact"), target=None, milliseconds=turns.milliseconds())
 
 
 def _pair(name: str, target: float, sides: dict[str, Side], pairs: int, parts: int = 1) -> Line:

@@ -137,6 +137,12 @@ def shared_run(nursery, tmp_path_factory):
     hosted.process.kill()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: where files run side by side, none of them is left for the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_sessionfinish() -> None:
     """`server` and `fedzo_server` (and so on) are one package under two names: never both in a process."""
     for name in ("server", "client", "simulations"):
