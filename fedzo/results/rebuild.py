@@ -20,7 +20,7 @@ from fedzo.tiers.choice import CPU, scratch_place
 
 def rebuild(
     run: RunDirectory,
-    base: str | None = None,
+    base: str | Base | None = None,
     *,
     backend: NoiseBackend | None = None,
     state: str = "host",
@@ -32,7 +32,8 @@ def rebuild(
 
     Args:
         run: the run.
-        base: checkpoint directory or hub name; where not given, the one that the run's config names.
+        base: checkpoint directory or hub name; where not given, the one that the run's config names; or what such a
+            checkpoint would hold, of a run on a model in memory. It is left without weights.
         backend: who makes the noise.
         state: where the replica lives, one of `fedzo.tiers.TIERS`; never in the run's own state file.
         device: where it is used.
@@ -99,9 +100,10 @@ def replay_from_base(replica: Replica, source: str, contents: JournalContents) -
     return contents.position - contents.first
 
 
-def _start(source: str, genesis: Genesis) -> Base:
+def _start(source: str | Base, genesis: Genesis) -> Base:
     """A run's base, with what its scope trains."""
-    return scoped(load_base(source, head_of(genesis.task, genesis.run_seed)), genesis.scope, genesis.run_seed)
+    base = source if isinstance(source, Base) else load_base(source, head_of(genesis.task, genesis.run_seed))
+    return scoped(base, genesis.scope, genesis.run_seed)
 
 
 def check_history(contents: JournalContents) -> History:
