@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedzo.errors import CheckpointError
 from fedzo.options.reading import options_of_run
 from fedzo.tasks import get_task
 
@@ -22,11 +23,16 @@ def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     run, options = options_of_run(SimulateOptions, given, config, resume=resume, places=PLACES, changeable=CHANGEABLE)
     engine = get_engine(options.engine)
-    plan = plan_run(options)
+    plan, planned = None, ""
+    try:
+        if (plan := plan_run(options)) is not None:
+            planned = said_of(plan)
+    except CheckpointError as error:  # one that cannot be loaded either is an error in the next line
+        planned = f"memory is not planned: {error}"
     setting = prepare(options)
     show_setting(console, options, setting)
-    if plan is not None:
-        console.print(said_of(plan))
+    if planned:
+        console.print(planned)
     with open_journal(run, options, setting, resume, console.print) as journal:
         display = Display(console, options.rounds, rounds_done(journal), get_task(options.definition().task).metric)
         with display:

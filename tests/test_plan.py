@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from commands import FEDZO, fedzo, refused, simulate_options
+from fedzo_simulations import runner
 from helpers import run_python
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig, Qwen3MoeConfig, T5Config
 
 from fedzo.base.checkpoint import load_base
 from fedzo.base.manifest import Manifest, TensorSpec
+from fedzo.errors import CheckpointError
 from fedzo.noise import Distribution
 from fedzo.plan.forward import outline
 from fedzo.state.replica import Replica
@@ -89,7 +91,38 @@ def test_auto_is_decided_by_the_same_code(monkeypatch, tmp_path):
         assert place_of("auto", tmp_path / "state")(manifest).path == path
 
 
+@pytest.mark.parametrize("config", [MixtralConfig, Qwen3MoeConfig])
+def test_experts_are_planned(config, tmp_path):
+    """Each token goes through two of four: more than that than in a model of one expert, and not twice the whole."""
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    config(**shape, **experts, intermediate_size=96, vocab_size=128).save_pretrained(tmp_path)
+    few, many = (outline(str(tmp_path), batch, 16, None).forward for batch in (1, 4))
+    chosen = 2 * 16 * 2 * 2 * 3 * 64 * 96  # two flops, tokens, experts, layers, matrices
+    assert chosen < few.flops < 2 * chosen
+    assert many.flops == 4 * few.flops
+    assert 0 < few.activation_bytes < many.activation_bytes
+
+
+def test_a_model_whose_memory_cannot_be_planned_is_trained(demo, tmp_path, monkeypatch, capsys):
+    def refuse(options):
+        raise CheckpointError("'model' does not run on tensors without values: why")
+
+    monkeypatch.setattr(runner, "plan_run", refuse)
+    given = {"model": demo.model, "data": demo.data, "rounds": 1, "clients": 2, "out": str(tmp_path / "run")}
+    runner.run_simulation(given | {"eval_every": 0}, None, resume=False)
+    said = capsys.readouterr().err
+    assert "memory is not planned: 'model' does not run on tensors without values: why\n" in said
+    assert "done: 1 rounds" in said
+
+
 def test_what_cannot_be_planned_is_said(demo, tmp_path):
+    given = ("plan-memory", "--model", demo.model)
+    assert "option threads is -1; expected 0 to" in refused(*given, "--threads", -1)
+    assert "option dir is '/nowhere', which is no directory" in refused(*given, "--dir", "/nowhere")
+    T5Config().save_pretrained(tmp_path / "t5")
+    said = refused("plan-memory", "--model", tmp_path / "t5")
+    assert "is no causal language model that transformers knows (T5Config)" in said
     assert "option host-memory is '16'; expected a number and a unit" in refused(
         "plan-memory", "--model", demo.model, "--host-memory", "16"
     )

@@ -50,6 +50,7 @@ def plan_memory(
     """
     import torch
 
+    from fedzo.errors import ConfigError
     from fedzo.estimate.estimator import LANES, largest_layer
     from fedzo.options.checks import require_choice, require_range
     from fedzo.plan.forward import outline
@@ -65,6 +66,11 @@ def plan_memory(
     for name, number in (("batch-size", batch_size), ("directions-per-pass", directions_per_pass)):
         require_range(name, number, 1, 2**16)
     require_range("max-length", max_length, 2, 2**24)
+    require_range("threads", threads, 0, 2**16)
+    if not directory.is_dir():
+        raise ConfigError(
+            f"option dir is {str(directory)!r}, which is no directory; name one on the disk that a run uses"
+        )
     allowed = _bytes("host-memory", host_memory) if host_memory else float(free_bytes())
     device = _bytes("device-memory", device_memory) if device_memory else None
     where = torch.device("cpu" if device is None else "cuda")
