@@ -49,6 +49,9 @@ from fedzo.tiers.device import page_locked
 _EPSILON = round(1e-3 * 2**COEFFICIENT_BITS)
 _CASES = (("fp16", "disk"), ("none", "host"), ("fp16", "host"), ("int8", "host"))
 """The compute copy, and where the state lies. On disk first: the peak of the host's memory is then its own."""
+_RATIO = 1.15
+_DEVICE_BYTES = 6.18e9
+_HOST_RATIO = 1.1
 _ENTRIES = 64
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LANES_AT_EPSILON = [[Term(5, 0, _EPSILON)], [Term(5, 0, -_EPSILON)]]
@@ -72,10 +75,14 @@ def main() -> int:
     found["steps"] = []
     for kind, tier in _CASES:
         for step in _steps(kind, tier, device, arguments):
-            found["steps"].append(asdict(step))
+            held = step.held()
+            found["steps"].append(asdict(step) | {"held": held})
             console.print(", ".join(f"{name}: {value}" for name, value in asdict(step).items()), soft_wrap=True)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            console.print(
+                "; ".join(f"{what}: {'met' if met else 'MISSED'}" for what, met in held.items()), soft_wrap=True
+            )
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)  # each time: what was measured outlives what fails
+            arguments.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
@@ -198,6 +205,15 @@ class Step:
     host_peak_bytes: int
     """Of the process until then, all its libraries included."""
 
+    def held(self) -> dict[str, bool]:
+        """What is asked of the shape that is the default, and whether it is met."""
+        asked = {f"step ≤ {_RATIO} × the longer": self.ratio.median <= _RATIO}
+        if self.directions == 1 and self.kind != "none":
+            asked[f"device ≤ {_DEVICE_BYTES / 1e9} GB"] = self.device_peak_bytes <= _DEVICE_BYTES
+        if (self.kind, self.state) == _CASES[0]:
+            asked[f"host ≤ {_HOST_RATIO} × the copy"] = self.host_peak_bytes <= _HOST_RATIO * self.copy_bytes
+        return asked
+
 
 def _config(width: int, layers: int) -> OPTConfig:
     return OPTConfig(
@@ -211,7 +227,7 @@ def _config(width: int, layers: int) -> OPTConfig:
 
 def _batch(tokens: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(4, 1000, (1, tokens), generator=torch.Generator().manual_seed(9))
-    return {"input_ids": ids, "labels": ids}
+    return {"input_ids": ids, "labels": ids, "use_cache": False}
 
 
 def streamed_model(
@@ -301,7 +317,7 @@ def _beside(
 @torch.inference_mode()
 def _forwards(model: nn.Module, batch: Batch, times: int) -> None:
     for _ in range(times):
-        model(**batch, use_cache=False)
+        model(**batch)
 
 
 def _transfer(block: torch.Tensor, size: int, device: torch.device) -> None:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 _IDLE_REFERENCES = 2
 """The pool's list and getrefcount's argument."""
+_LINE_BYTES = 64
+_DEVICE_LINE_BYTES = 512
+"""What torch aligns memory of a GPU to; libraries choose kernels by alignment, and all lanes must have the same."""
 
 
 class ScratchPool:
@@ -25,7 +28,8 @@ class ScratchPool:
 
     def take(self, lanes: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
         """A tensor [lanes, elements] of undefined contents; its memory is reused when its last view is gone."""
-        row_bytes = -(-max(elements, 1) * dtype.itemsize // 64) * 64
+        line = _LINE_BYTES if self._device.type == "cpu" else _DEVICE_LINE_BYTES
+        row_bytes = -(-max(elements, 1) * dtype.itemsize // line) * line
         if self._device.type != "cpu":
             return torch.empty(lanes, row_bytes // dtype.itemsize, dtype=dtype, device=self._device)[:, :elements]
         array = self._idle(lanes * row_bytes)[: lanes * row_bytes].reshape(lanes, row_bytes)

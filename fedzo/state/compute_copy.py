@@ -63,7 +63,9 @@ class CopyFormat:
         if self._scaled:
             rows = weights.reshape(weights.shape[0], -1)
             scales = self._scales[self._places[tensor]]
-            scales.copy_(torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).abs_().div_(_LARGEST_LEVEL))
+            largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).abs_()
+            levels = torch.full((), float(_LARGEST_LEVEL), device=rows.device)
+            scales.copy_(largest.div_(levels))
             divisors = torch.where(scales > 0, scales, 1.0)
             rows.div_(divisors[:, None]).round_().clamp_(-_LARGEST_LEVEL, _LARGEST_LEVEL)
         elif self.type is torch.float16:

@@ -8,11 +8,13 @@ is the same.
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 
 from fedzo.noise import Mask, Segment
+from fedzo.tiers.page_reader import PAGE_ELEMENTS, empty_pages
 from fedzo.tiers.store import WORD_BITS, Piece, Store
 
 _LEAST_ELEMENTS = 1 << 16
@@ -76,7 +78,8 @@ class DeviceRing(Carrier):
     def bring(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """See `Carrier.bring`; pieces are cut and put together as buffers hold them.
 
-        Memory that is page-locked must not change before the device has copied it; for other memory the host waits.
+        Memory that is page-locked must not change before the device has copied it; for other memory the host waits
+        here, since whoever reads it from a disk takes it back at once.
         """
         chunk: _Chunk | None = None
         for piece in pieces:
@@ -204,14 +207,18 @@ class _Chunk:
         target = self.buffer.integers[self._end : self._end + integers.numel()]
         self._end += integers.numel()
         with torch.cuda.stream(self._stream):  # None is no stream: a copy at once
-            target.copy_(integers, non_blocking=True)
+            target.copy_(integers, non_blocking=integers.is_pinned())
 
 
 def page_locked(elements: int) -> torch.Tensor:
     """int32[elements] of undefined contents that a GPU copies from by itself; like any other where that is refused."""
-    memory = torch.empty(elements, dtype=torch.int32)
+    pages = empty_pages(-(-elements // PAGE_ELEMENTS) * PAGE_ELEMENTS)  # of its own: what is locked twice is refused
+    memory = pages[:elements]
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     portable = 1  # cudaHostRegisterPortable
-    if elements and int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, portable)) == 0:
-        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr())
+    if elements and int(runtime.cudaHostRegister(pages.data_ptr(), pages.nbytes, portable)) == 0:
+        weakref.finalize(memory, runtime.cudaHostUnregister, pages.data_ptr())
+    elif elements:
+        with suppress(RuntimeError):
+            torch.zeros(1, device="cuda")  # the refusal is told to whoever asks for a kernel next
     return memory
