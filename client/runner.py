@@ -156,7 +156,7 @@ def make_participant(options: WorkOptions, journal: Journal, say: Say) -> tuple[
         device=device,
     )
     lanes = LANES * options.directions_per_pass
-    weights = weights_of(home.replica, options.compute_copy, state, options.directory, device)
+    weights = weights_of(home.replica, options.compute_copy, options.copy_tier(state), options.directory, device)
     estimator = Estimator(base.model, home.replica, loss=task.loss, dtype=dtype, lanes_at_once=lanes, weights=weights)
     worker = Worker(home.history, home.replica, estimator, task.measure)
     participant = Participant(options.name, home, worker, data, tokenizer_digest(tokenizer), options.limits, say)

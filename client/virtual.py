@@ -103,7 +103,7 @@ def _make_seat(turn: pb.Turn, options: VirtualOptions, clients: int, say: Say) -
         loss=task.loss,
         dtype=getattr(torch, options.dtype),
         lanes_at_once=LANES * options.directions_per_pass,
-        weights=weights_of(home.replica, options.compute_copy, "host", Path(), device),
+        weights=weights_of(home.replica, options.compute_copy, options.copy_tier("host"), Path(), device),
     )
     worker = Worker(home.history, home.replica, estimator, task.measure)
     rules = genesis.rules

@@ -33,6 +33,7 @@ def plan_run(options: SimulateOptions) -> MemoryPlan | None:
     found = outline(options.model, options.batch_size, options.max_length, most)
     asked = Asked(
         state=options.state,
+        copy_state=options.copy_tier(options.state),
         compute_copy=options.compute_copy,
         dtype_bytes=getattr(torch, options.dtype).itemsize,
         directions_per_pass=min(options.directions_per_pass, options.chosen("directions")),

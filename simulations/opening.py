@@ -14,7 +14,7 @@ from .setup import Setting
 
 PLACES = ("model", "data", "eval_data")
 """Options that may name a file or directory: stored as absolute paths, and given anew to a run whose data moved."""
-CHANGEABLE = {"threads", "backend", "device", "state", "directions_per_pass", "out", *PLACES}
+CHANGEABLE = {"threads", "backend", "device", "state", "copy_state", "directions_per_pass", "out", *PLACES}
 """Options that a resumed run may be given anew. The state stays exact under all of them (another base is refused by its
 digest); another device or number of threads may round the losses of the rounds to come differently."""
 

@@ -98,7 +98,7 @@ def assemble(
         loss=loss,
         dtype=getattr(torch, options.dtype),
         lanes_at_once=LANES * options.directions_per_pass,
-        weights=weights_of(replica, options.compute_copy, options.state, run.path, device),
+        weights=weights_of(replica, options.compute_copy, options.copy_tier(options.state), run.path, device),
     )
     return Setting(genesis, replica, estimator, measure, clients, base.digest)
 

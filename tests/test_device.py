@@ -65,8 +65,9 @@ def small_buffers(monkeypatch) -> None:
     monkeypatch.setattr(DeviceRing, "reserve", lambda ring, elements: None)
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "t5", "mixtral"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_losses_of_weights_that_are_brought_are_those_of_weights_at_hand(name, tier, tmp_path, monkeypatch):
     small_buffers(monkeypatch)
     torch.manual_seed(0)

@@ -125,17 +125,23 @@ def test_how_many_lanes_go_together_does_not_change_a_loss():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bit_compute_equals_autocast_of_the_cast_weights(dtype):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_sixteen_bit_compute_equals_autocast_of_the_cast_weights(name, dtype):
     torch.manual_seed(0)
-    model, batch = ARCHITECTURES["llama"]()
+    model, batch = ARCHITECTURES[name]()
     estimator, replica, plain = estimator_of(model, dtype=dtype)
     before = replica.digest()
-    (found,) = estimator.evaluate([batch], mean_loss)
-    for parameter in plain.parameters():
-        if parameter.dim() > 1:
-            parameter.data = parameter.data.to(dtype)
-    with torch.inference_mode(), torch.autocast("cpu", dtype, cache_enabled=False):
-        assert found == float(plain(**batch).loss)
+    ((*found,),) = estimator.losses(batch, [(5, (0, EPSILON, -EPSILON))])
+    expected = []
+    for coefficient in (0, EPSILON, -EPSILON):
+        load(plain, replica, [(5, coefficient)])
+        for parameter in plain.parameters():
+            if parameter.dim() > 1:
+                parameter.data = parameter.data.to(dtype)
+        with torch.inference_mode(), torch.autocast("cpu", dtype, cache_enabled=False):
+            expected.append(float(plain(**batch).loss))
+    assert found == expected
     assert replica.digest() == before
 
 

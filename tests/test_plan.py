@@ -84,6 +84,15 @@ def test_a_state_on_the_device_is_in_the_memory_of_a_gpu_where_there_is_one(demo
     )
 
 
+def test_a_copy_has_a_tier_of_its_own(demo):
+    given = ("--model", demo.model, "--host-memory", "2GB", "--compute-copy", "int8", "--state", "disk")
+    tiers = {}
+    for where in ("same", "host", "auto"):
+        plan = planned(*given, "--copy-state", where)["plan"]
+        tiers[where] = plan["state_tier"], plan["copy_tier"]
+    assert tiers == {"same": ("disk", "disk"), "host": ("disk", "host"), "auto": ("disk", "host")}
+
+
 def test_auto_is_decided_by_the_same_code(monkeypatch, tmp_path):
     manifest = Manifest((TensorSpec("w", (1000,), 29, 0),))
     for free, path in ((8000, None), (7999, tmp_path / "state")):

@@ -365,8 +365,9 @@ def test_lockstep_losses_from_disk_are_the_plain_forwards_bit_for_bit(name, apar
         for loss, perturbation in zip(found[0][0], ([], [(5, EPSILON)], [(5, -EPSILON)]), strict=True):
             load(plain, disk, perturbation)
             assert loss == plain_loss(plain, batch)
-        for replica in (disk, memory):
+        for replica, ((_, plus, minus),) in zip((disk, memory), found, strict=True):
             replica.add(Entry(100 * step + k, (k + 1) * 10**8) for k in range(30 * step + 1))
+            replica.add([Entry(5, round((minus - plus) * 2**40))])
     assert disk.digest() == memory.digest()
     assert isinstance(memory.store, HostStore)
 

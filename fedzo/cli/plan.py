@@ -37,6 +37,7 @@ def plan_memory(
     ] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="As of `fedzo simulate`.")] = "float32",
     compute_copy: Annotated[str, typer.Option("--compute-copy", help="As of `fedzo simulate`.")] = "none",
+    copy_state: Annotated[str, typer.Option("--copy-state", help="As of `fedzo simulate`.")] = "same",
     directions_per_pass: Annotated[int, typer.Option("--directions-per-pass", help="As of `fedzo simulate`.")] = 1,
     directory: Annotated[
         Path, typer.Option("--dir", help="On the disk that a run would use; its speed counts.")
@@ -57,12 +58,13 @@ def plan_memory(
     from fedzo.plan.machine import measure_machine
     from fedzo.plan.memory import Asked, process_bytes, step_seconds
     from fedzo.plan.memory import plan_memory as plan
-    from fedzo.tiers import COPIES, TIERS
+    from fedzo.tiers import COPIES, SAME, TIERS
     from fedzo.tiers.choice import free_bytes
 
     require_choice("state", state, TIERS)
     require_choice("dtype", dtype, _TYPES)
     require_choice("compute-copy", compute_copy, COPIES)
+    require_choice("copy-state", copy_state, (SAME, *TIERS))
     for name, number in (("batch-size", batch_size), ("directions-per-pass", directions_per_pass)):
         require_range(name, number, 1, 2**16)
     require_range("max-length", max_length, 2, 2**24)
@@ -77,6 +79,7 @@ def plan_memory(
     found = outline(model, batch_size, max_length, largest_layer(where, LANES * directions_per_pass))
     asked = Asked(
         state=state,
+        copy_state=state if copy_state == SAME else copy_state,
         device_apart=device is not None,
         compute_copy=compute_copy,
         dtype_bytes=_TYPES[dtype],

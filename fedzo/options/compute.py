@@ -6,7 +6,7 @@ from typing import Annotated
 from fedzo.device import get_device
 from fedzo.noise import get_backend
 from fedzo.options.checks import require_choice, require_range
-from fedzo.tiers import COPIES
+from fedzo.tiers import COPIES, SAME, TIERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -22,6 +22,9 @@ class ComputeOptions:
         str,
         "What forward passes read: none (the state itself), or a copy of it in bf16, fp16 or int8.",
     ] = "none"
+    copy_state: Annotated[
+        str, "Where that copy lies, as --state says of the state itself: same (as --state), auto, device, host or disk."
+    ] = SAME
     directions_per_pass: Annotated[
         int,
         "Directions that go through the model together; what is streamed is read once for all of them.",
@@ -34,10 +37,15 @@ class ComputeOptions:
         str, "Who makes the noise: auto, numba, torch, triton (interpreted, slow) or reference. The bits are the same."
     ] = "auto"
 
+    def copy_tier(self, state: str) -> str:
+        """What a copy's tier is asked to be, where that of the state is so."""
+        return state if self.copy_state == SAME else self.copy_state
+
     def check_compute(self) -> None:
         """Raises ConfigError, naming the option."""
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("compute-copy", self.compute_copy, COPIES)
+        require_choice("copy-state", self.copy_state, (SAME, *TIERS))
         require_range("directions-per-pass", self.directions_per_pass, 1, 2**16)
         require_range("threads", self.threads, 0, 2**16)
         get_backend(self.backend)

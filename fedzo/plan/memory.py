@@ -28,6 +28,7 @@ class Asked:
     """What a run is to be."""
 
     state: str = "auto"
+    copy_state: str = "auto"
     device_apart: bool = False
     """The device of the forward has a memory of its own, which tier `device` is; else that is the machine's."""
     compute_copy: str = "none"
@@ -105,11 +106,11 @@ def plan_memory(
     sizes = [spec.size for spec in manifest]
     widest = max((sum(sizes[k] for k in block) for _, block in (*blocks.layers, *blocks.owners)), default=0)
     layer = max((sum(sizes[k] for k in block) for _, block in blocks.layers), default=0)
-    exact = _plane(manifest, 0 if asked.compute_copy != "none" else layer, asked, free_bytes)
+    exact = _plane(manifest, asked.state, 0 if asked.compute_copy != "none" else layer, asked, free_bytes)
     copied, scales = None, 0
     if asked.compute_copy != "none":
         form = CopyFormat(asked.compute_copy, manifest)
-        copied = _plane(form.layout(), layer // form.together, asked, free_bytes)
+        copied = _plane(form.layout(), asked.copy_state, layer // form.together, asked, free_bytes)
         if asked.compute_copy == "int8":
             scales = _FLOAT_BYTES * sum(spec.shape[0] for k, spec in enumerate(manifest) if form.copied(k))
     read = copied or exact
@@ -159,9 +160,9 @@ class _Plane:
         return 0 if self.on_disk or self.on_device else self.size
 
 
-def _plane(layout: Manifest, layer: int, asked: Asked, free_bytes: float) -> _Plane:
+def _plane(layout: Manifest, tier: str, layer: int, asked: Asked, free_bytes: float) -> _Plane:
     """Where so many int32 go, the largest layer of which is read ahead."""
-    tier = tier_for(asked.state, layout, free_bytes)
+    tier = tier_for(tier, layout, free_bytes)
     buffers = max(LEAST_BUFFERS, -(-layer // BUFFER_ELEMENTS))
     ring = min(buffers * BUFFER_ELEMENTS, layout.elements) if tier == "disk" else 0
     on_device = asked.device_apart and tier == "device"

@@ -64,6 +64,7 @@ class CopyFormat:
             rows = weights.reshape(weights.shape[0], -1)
             scales = self._scales[self._places[tensor]]
             largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).abs_()
+            # where it divides by a number of the host, a GPU multiplies by its inverse
             levels = torch.full((), float(_LARGEST_LEVEL), device=rows.device)
             scales.copy_(largest.div_(levels))
             divisors = torch.where(scales > 0, scales, 1.0)

@@ -6,6 +6,9 @@ TIERS = ("auto", "device", "host", "disk")
 COPIES = ("none", "bf16", "fp16", "int8")
 """What a user can ask for as a compute copy (`fedzo.state.compute_copy`); `none` reads the state itself."""
 
+SAME = "same"
+"""What a user can ask for as the tier of a compute copy, beside `TIERS`: that of the state."""
+
 BUFFER_ELEMENTS = 1 << 21
 """Of a read from disk: 8 MiB, large enough for a disk's full bandwidth."""
 LEAST_BUFFERS = 8

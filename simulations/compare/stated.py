@@ -19,7 +19,7 @@ from ..opening import PLACES
 from ..options import SimulateOptions
 from .plan import Comparison
 
-_ELSEWHERE = ("out", *PLACES, "threads", "backend", "state", "engine")
+_ELSEWHERE = ("out", *PLACES, "threads", "backend", "state", "copy_state", "engine")
 """Options that no result depends on, and those whose files count, not their names."""
 _OF_METHODS = tuple(option.name for option in fields(MethodOptions))
 
