@@ -104,6 +104,29 @@ def test_two_sided_differences_are_the_slope_and_the_step_is_their_mean(name):
     assert (rounds[0].z[0] == rounds[0].z[1]).all() == (name == "shared")
 
 
+@pytest.mark.parametrize("name", ["distinct", "shared", "fedkseed"])
+def test_local_steps_walk_a_path_of_each_clients_own_and_the_round_moves_by_their_mean(name):
+    """x_c ← x_c − η (1/P) Σ_p (z_pᵀ∇L_c(x_c)) z_p, K times from x (FedKSeed, DeComFL)."""
+    done = run(name, local_steps=3)
+    journal, x = done.journal, START.copy()
+    history, method, drawn = History(journal), get_method(name), journal.genesis.distribution
+    for record, record_hash in zip(journal.records, journal.hashes[1:], strict=True):
+        moves = []
+        for report in record.body.reports if isinstance(record.body, Commit) else ():
+            seeds = method.plan(MethodRound(journal.genesis, record.round, history.memory), report.client)
+            own, slopes = x.copy(), []
+            for first in range(0, 3 * DIRECTIONS, DIRECTIONS):
+                z = np.array([drawn.values[symbols(drawn, s, 0, 0, len(x))] for s in seeds[first : first + DIRECTIONS]])
+                slopes += list(z @ (A @ own - DATA[report.client]))
+                own -= RATE * z.T @ slopes[first:] / DIRECTIONS
+            assert report.projected_gradients == pytest.approx(slopes, rel=1e-3, abs=1e-3)
+            moves.append(own - x)
+        x += np.mean(moves, axis=0) if moves else 0.0
+        history.apply(record, record_hash)
+    assert done.model.x.detach().numpy() == pytest.approx(x, abs=1e-4)
+    assert len([r for r in journal.records if isinstance(r.body, Commit)]) == 4
+
+
 def test_sign_steps_by_the_sign_of_every_slope():
     rounds = follow(
         run("sign"), lambda now: np.sign(now.slopes), lambda rounds: rounds[-1].mean(np.sign(rounds[-1].slopes))
