@@ -35,7 +35,7 @@ def tier_within(
             is counted like the host's.
         manifest, scope: of the run.
         itemsize: bytes of a weight in the compute type.
-        compute_copy: one of `fedzo.tiers.COPIES`; it lies where the state does.
+        compute_copy: one of `fedzo.tiers.COPIES`; counted as if it lay where the state does.
         most_bytes: the limit.
 
     Raises:

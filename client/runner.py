@@ -9,11 +9,13 @@ import torch
 from rich.console import Console
 
 from fedzo.base.checkpoint import head_of, load_base, load_tokenizer, tokenizer_digest
+from fedzo.coordinator.calibration import most_directions
 from fedzo.device import get_device
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.estimate import LANES, Estimator, weights_of
 from fedzo.journal import Journal
 from fedzo.noise import get_backend
+from fedzo.plan.run import Planned
 from fedzo.run_directory import RunDirectory
 from fedzo.scopes.base import scoped
 from fedzo.tasks import get_task
@@ -85,9 +87,23 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
 
 async def _follow(options: ClientOptions, journal: Journal, stop: asyncio.Event, say: Say) -> Taken:
     """Take part with a copy of the journal."""
+    genesis = journal.contents.genesis
+    planned = Planned(
+        options.model,
+        options,
+        state=options.state,
+        batch_size=genesis.rules.batch_size,
+        max_length=genesis.task.max_length,
+        directions=most_directions(genesis.rules),
+        here=not get_task(genesis.task.name).head,
+    )
     participant, home = make_participant(options, journal, say)
+    for line in planned.before():
+        say(line)
     async with watched_memory(options.limits.memory_bytes, stop):
         await _stay(options, participant, home, stop, say)
+    for line in planned.after():
+        say(line)
     taken = Taken(home.history.ended, home.replica.position, home.replica.digest())
     state = "the run has ended" if taken.ended else "stopped"
     say(f"{state} at position {taken.position}, state digest {taken.state_digest.hex()}")

@@ -5,13 +5,12 @@ from typing import Any
 
 from rich.console import Console
 
-from fedzo.errors import CheckpointError
 from fedzo.options.reading import options_of_run
+from fedzo.plan.run import Planned
 from fedzo.tasks import get_task
 
 from .display import Display, show_setting
 from .engines import get_engine
-from .memory import plan_run, said_of, said_of_peak
 from .opening import CHANGEABLE, PLACES, open_journal, rounds_done
 from .options import SimulateOptions
 from .setup import prepare
@@ -23,16 +22,19 @@ def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) 
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     run, options = options_of_run(SimulateOptions, given, config, resume=resume, places=PLACES, changeable=CHANGEABLE)
     engine = get_engine(options.engine)
-    plan, planned = None, ""
-    try:
-        if (plan := plan_run(options)) is not None:
-            planned = said_of(plan)
-    except CheckpointError as error:  # one that cannot be loaded either is an error in the next line
-        planned = f"memory is not planned: {error}"
+    planned = Planned(
+        options.model,
+        options,
+        state=options.state,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        directions=options.chosen("directions"),
+        here=options.engine == "inline" and not get_task(options.definition().task).head,
+    )
     setting = prepare(options)
     show_setting(console, options, setting)
-    if planned:
-        console.print(planned)
+    for line in planned.before():
+        console.print(line)
     with open_journal(run, options, setting, resume, console.print) as journal:
         display = Display(console, options.rounds, rounds_done(journal), get_task(options.definition().task).metric)
         with display:
@@ -43,7 +45,7 @@ def run_simulation(given: dict[str, Any], config: Path | None, *, resume: bool) 
         f"done: {options.rounds} rounds, {progress.forwards:,} forward passes in {progress.seconds:.1f} s, "
         f"{progress.bytes_up:,} bytes up, {progress.bytes_down:,} bytes down; journal {size:,} bytes"
     )
-    if plan is not None:
-        console.print(said_of_peak(plan))
+    for line in planned.after():
+        console.print(line)
     console.print(f"state digest {setting.replica.digest().hex()}")
     return run.path

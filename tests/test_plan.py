@@ -114,10 +114,11 @@ def test_experts_are_planned(config, tmp_path):
 
 
 def test_a_model_whose_memory_cannot_be_planned_is_trained(demo, tmp_path, monkeypatch, capsys):
-    def refuse(options):
+    def refuse(*_):
         raise CheckpointError("'model' does not run on tensors without values: why")
 
-    monkeypatch.setattr(runner, "plan_run", refuse)
+    monkeypatch.setattr("fedzo.plan.run.outline", refuse)
+    monkeypatch.setattr("fedzo.plan.run._WORTH_BYTES", 0)
     given = {"model": demo.model, "data": demo.data, "rounds": 1, "clients": 2, "out": str(tmp_path / "run")}
     runner.run_simulation(given | {"eval_every": 0}, None, resume=False)
     said = capsys.readouterr().err
