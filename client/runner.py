@@ -13,7 +13,7 @@ from fedzo.coordinator.calibration import most_directions
 from fedzo.device import get_device
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.estimate import LANES, Estimator, weights_of
-from fedzo.journal import Journal
+from fedzo.journal import Genesis, Journal
 from fedzo.noise import get_backend
 from fedzo.plan.run import Planned
 from fedzo.run_directory import RunDirectory
@@ -88,16 +88,17 @@ async def take_part(options: ClientOptions, stop: asyncio.Event, say: Say) -> Ta
 async def _follow(options: ClientOptions, journal: Journal, stop: asyncio.Event, say: Say) -> Taken:
     """Take part with a copy of the journal."""
     genesis = journal.contents.genesis
+    state = allowed_tier(options, genesis)
     planned = Planned(
         options.model,
         options,
-        state=options.state,
+        state=state,
         batch_size=genesis.rules.batch_size,
         max_length=genesis.task.max_length,
         directions=most_directions(genesis.rules),
         here=not get_task(genesis.task.name).head,
     )
-    participant, home = make_participant(options, journal, say)
+    participant, home = make_participant(options, journal, state, say)
     for line in planned.before():
         say(line)
     async with watched_memory(options.limits.memory_bytes, stop):
@@ -133,25 +134,32 @@ async def _pass_on(event: asyncio.Event, to: asyncio.Event) -> None:
     to.set()
 
 
-def make_participant(options: WorkOptions, journal: Journal, say: Say) -> tuple[Participant, Home]:
-    """Load base and data and bring the replica to the end of the copy.
+def allowed_tier(options: WorkOptions, genesis: Genesis) -> str:
+    """Where the state goes within what this client allows.
 
     Raises:
-        ConfigError: the run asks for more than this client allows.
-        FedzoError: base, data or journal cannot be used; by name.
+        ConfigError: the run asks for more.
     """
-    genesis = journal.contents.genesis
     options.limits.check(genesis.rules)
-    dtype = getattr(torch, options.dtype)
-    device = get_device(options.device, options.backend)
-    state = tier_within(
+    return tier_within(
         options.state,
         genesis.manifest,
         genesis.scope,
-        itemsize=dtype.itemsize,
+        itemsize=getattr(torch, options.dtype).itemsize,
         compute_copy=options.compute_copy,
         most_bytes=options.limits.memory_bytes,
     )
+
+
+def make_participant(options: WorkOptions, journal: Journal, state: str, say: Say) -> tuple[Participant, Home]:
+    """Load base and data and bring the replica, in a tier, to the end of the copy.
+
+    Raises:
+        FedzoError: base, data or journal cannot be used; by name.
+    """
+    genesis = journal.contents.genesis
+    dtype = getattr(torch, options.dtype)
+    device = get_device(options.device, options.backend)
     threads = options.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     tokenizer = load_tokenizer(options.model)

@@ -12,7 +12,7 @@ from fedzo.wire.turns import genesis_contents, known_steps
 from .home import Home, Say, open_journal
 from .options import WorkOptions
 from .participant import Participant
-from .runner import make_participant
+from .runner import allowed_tier, make_participant
 
 
 class Seat:
@@ -64,7 +64,7 @@ def take_turn(turn: pb.Turn, options: WorkOptions, say: Say) -> rounds.ClientMes
         genesis_contents(turn.genesis_hash, turn.genesis)
         journal = Journal.create_copy(path, turn.genesis.payload)
     with journal:
-        participant, home = make_participant(options, journal, say)
+        participant, home = make_participant(options, journal, allowed_tier(options, journal.contents.genesis), say)
         answer = Seat(home, lambda name: participant).take(turn, options.name)
         home.save()
     return answer

@@ -58,7 +58,7 @@ def plan_memory(
     from fedzo.plan.machine import measure_machine
     from fedzo.plan.memory import Asked, process_bytes, step_seconds
     from fedzo.plan.memory import plan_memory as plan
-    from fedzo.tiers import COPIES, SAME, TIERS
+    from fedzo.tiers import COPIES, SAME, TIERS, copy_tier
     from fedzo.tiers.choice import free_bytes
 
     require_choice("state", state, TIERS)
@@ -79,7 +79,7 @@ def plan_memory(
     found = outline(model, batch_size, max_length, largest_layer(where, LANES * directions_per_pass))
     asked = Asked(
         state=state,
-        copy_state=state if copy_state == SAME else copy_state,
+        copy_state=copy_tier(copy_state, state),
         device_apart=device is not None,
         compute_copy=compute_copy,
         dtype_bytes=_TYPES[dtype],

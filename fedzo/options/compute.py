@@ -6,7 +6,7 @@ from typing import Annotated
 from fedzo.device import get_device
 from fedzo.noise import get_backend
 from fedzo.options.checks import require_choice, require_range
-from fedzo.tiers import COPIES, SAME, TIERS
+from fedzo.tiers import COPIES, SAME, TIERS, copy_tier
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,7 +39,7 @@ class ComputeOptions:
 
     def copy_tier(self, state: str) -> str:
         """What a copy's tier is asked to be, where that of the state is so."""
-        return state if self.copy_state == SAME else self.copy_state
+        return copy_tier(self.copy_state, state)
 
     def check_compute(self) -> None:
         """Raises ConfigError, naming the option."""

@@ -23,6 +23,8 @@ from fedzo.base.checkpoint_files import require_model
 from fedzo.errors import CheckpointError
 from fedzo.estimate.blocks import Blocks, find_blocks
 
+_EXPERTS = torch.ops.aten._grouped_mm.default
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
@@ -43,9 +45,6 @@ class Outline:
     """Of every parameter, sorted as in a manifest."""
     blocks: Blocks
     forward: Forward
-
-
-_EXPERTS = torch.ops.aten._grouped_mm.default
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]

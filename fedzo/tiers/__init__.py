@@ -9,6 +9,12 @@ COPIES = ("none", "bf16", "fp16", "int8")
 SAME = "same"
 """What a user can ask for as the tier of a compute copy, beside `TIERS`: that of the state."""
 
+
+def copy_tier(copy_state: str, state: str) -> str:
+    """What a copy's tier is asked to be, where that of the state is so."""
+    return state if copy_state == SAME else copy_state
+
+
 BUFFER_ELEMENTS = 1 << 21
 """Of a read from disk: 8 MiB, large enough for a disk's full bandwidth."""
 LEAST_BUFFERS = 8
