@@ -1,28 +1,30 @@
 """The learning rate that finds itself: from how curved the loss is where the run stands.
 
-A step along N directions, θ ← θ − η (1/N) Σ g z with g = zᵀ∇L and z of unit variance, changes a quadratic loss by
+A step along N directions, θ ← θ − η (1/N) Σ g z with g = zᵀ∇L and z gaussian, changes a quadratic loss of Hessian H by
 
-    −η ‖∇L‖² + ½ η² ‖∇L‖² (tr(H)/N + λ)        λ at most the largest eigenvalue of the Hessian H, in expectation
+    −η ‖∇L‖² + ½ η² ‖∇L‖² (tr(H)/N + (1 + 1/N) λ)      λ at most the largest eigenvalue of H, in expectation
 
-so it descends below η = 2 / (tr(H)/N + λ), and what the noise of directions and data leaves behind grows with η. The
-trace shows in second differences of the loss, which cost one forward pass beside the two that a slope takes:
+so it descends below η = 2 / (tr(H)/N + (1 + 1/N) λ), and what the noise of directions and data leaves behind grows with
+η. What is needed of H shows in second differences of the loss (Hutchinson's estimator), which cost one forward pass
+beside the two that a slope takes:
 
-    C = (L(θ+εz) − 2 L(θ) + L(θ−εz)) / ε² ≈ zᵀHz        whose mean is tr(H)
+    C = (L(θ+εz) − 2 L(θ) + L(θ−εz)) / ε² ≈ zᵀHz        of mean tr(H) and variance 2 ‖H‖²
 
-Taken is the median of |C| over all directions and clients and one standard deviation more, since a few samples may
-happen to be flat; the deviation is that of the median of deviations, so that a minority of clients hardly moves either;
-no less than what rounding makes of a loss; and for λ, which does not show, tr(H)/64. The rate is an eighth of the
-limit.
+‖H‖, the root of the sum of all squared eigenvalues, is no less than the largest and stands for λ. (With Rademacher
+directions H's diagonal has no part in the variance; where there are many weights it is a small part.) Estimates go over
+all directions and clients; a value further from their median than three standard deviations, by the median of
+deviations, counts as one that far, so that a minority of clients moves them little.
 
-The curvature rises while the loss falls, most of all in the first rounds, and what the noise of a step leaves behind
-is weighed by the curvature to come. So it is measured again and again, the largest that was found counts, and after the
-k-th calibration it is taken to rise by the share 1/k of itself still. The slope that methods of a constant step length
-need is the median of the first three.
+The rate is a share of the limit, and the longer the run, the smaller the share: noise that a short run has no time to
+suffer from decides how a long one ends. The trace rises while the loss falls, most of all in the first rounds. So it is
+measured again and again, the last three times count, and after the k-th it is expected to rise by the share 1/k of
+itself still; ‖H‖, which varies more from sample to sample than it changes, is that of all. The slope that methods of a
+constant step length need is that of the first three.
 """
 
 from collections.abc import Sequence
-from math import ceil
-from statistics import median
+from math import ceil, hypot, sqrt
+from statistics import fmean, median, variance
 from typing import NamedTuple
 
 import numpy as np
@@ -31,14 +33,14 @@ from fedzo.journal.records import ClientReport, Rules
 from fedzo.methods.method import Method, projected_gradient
 from fedzo.noise import COEFFICIENT_BITS
 
-SHARE = 1 / 8
-"""The rate in units of the largest that descends on a quadratic."""
-RANK = 64
-"""Ratio of the trace to the largest eigenvalue that is reckoned with; it limits what averaging directions gains."""
+HORIZON = 1 / 4
+"""The rate falls with the run's rounds by this power of them; measured (docs/results.md)."""
+MOST_SHARE = 1 / 2
+"""Of the limit: here a single step descends most."""
 SAMPLES = 8
 """Fewest directions that a calibration rests on, over all clients."""
-SLOPES = 3
-"""The first calibrations whose slopes count."""
+FEW = 3
+"""Calibrations over which is averaged: the first ones for slopes, the last ones for traces."""
 SECOND = 5
 """Rounds after which the first calibration is repeated; each later one comes when the rounds have doubled."""
 MOST = 1e3
@@ -47,6 +49,8 @@ _LAST_DIGIT = 2.0**-24
 """Rounding of a float32, relative; differences below what it makes of a loss are taken for as much."""
 _GAUSSIAN_MAD = 1.4826
 """Standard deviation over the median of absolute deviations, of a normal distribution."""
+_FAR = 3
+"""Standard deviations from the middle beyond which a value counts as that far."""
 
 
 def calibration_directions(rules: Rules) -> int:
@@ -89,48 +93,74 @@ def calibration_scalars(epsilon: int, losses: Sequence[Sequence[float]]) -> tupl
 
 
 class Measured(NamedTuple):
-    """What calibrations found."""
+    """What calibrations found, one value of each; of curvature since the last roll-back."""
 
-    curvature: float
-    """tr(H), and the uncertainty of its estimate; the largest."""
     slopes: tuple[float, ...]
-    """Of each calibration, standard deviation of zᵀ∇L, as of a normal distribution."""
+    """Mean squares of zᵀ∇L, of the whole run."""
+    traces: tuple[float, ...]
+    """tr(H)."""
+    norms: tuple[float, ...]
+    """‖H‖²."""
 
     def followed_by(self, later: "Measured") -> "Measured":
         """Both together."""
-        return Measured(max(self.curvature, later.curvature), self.slopes + later.slopes)
+        return Measured(*(mine + its for mine, its in zip(self, later, strict=True)))
 
     def forgetting_curvature(self) -> "Measured":
         """What stays of it where the state went back: how many there were, and the slopes at the beginning."""
-        return self._replace(curvature=0.0)
+        return Measured(self.slopes, (), ())
 
     @property
-    def curvature_to_come(self) -> float:
-        """What the run is expected to reach."""
-        return self.curvature * (1 + 1 / len(self.slopes))
+    def slope(self) -> float:
+        """Root mean square at the beginning of the run, of which a single calibration knows little."""
+        return sqrt(fmean(self.slopes[:FEW]))
 
     @property
-    def usual_slope(self) -> float:
-        """At the beginning of the run, of which a single calibration knows little."""
-        return median(self.slopes[:SLOPES])
+    def trace(self) -> float:
+        """Of late; 0 where the loss curves downwards, which limits no step."""
+        return max(0.0, fmean(self.traces[-FEW:]))
+
+    @property
+    def norm(self) -> float:
+        """‖H‖."""
+        return sqrt(fmean(self.norms))
+
+    def limit(self, directions: int) -> float:
+        """The largest rate that descends in expectation where so many directions are averaged, the run to come."""
+        trace_to_come = self.trace * (1 + 1 / len(self.slopes))
+        return 2 / (trace_to_come / directions + self.norm * (1 + 1 / directions))
 
 
 def measured(rules: Rules, reports: Sequence[ClientReport]) -> Measured:
     """What at least one client reported."""
     count = calibration_directions(rules)
-    slopes = [abs(scalar) for report in reports for scalar in report.projected_gradients[:count]]
-    curvatures = [abs(scalar) for report in reports for scalar in report.projected_gradients[count:]]
-    last_digit = _LAST_DIGIT * max(1.0, median(abs(report.loss) for report in reports))
     epsilon = rules.epsilon / 2.0**COEFFICIENT_BITS
-    middle = median(curvatures)
-    upper = middle + _GAUSSIAN_MAD * median(abs(curvature - middle) for curvature in curvatures)
-    slope = max(_GAUSSIAN_MAD * median(slopes), last_digit / epsilon)
-    return Measured(max(upper, 4 * last_digit / epsilon**2), (slope,))
+    last_digit = _LAST_DIGIT * max(1.0, median(abs(report.loss) for report in reports))
+    slopes = _brought_near([g for report in reports for g in report.projected_gradients[:count]], 0.0)
+    curvatures = [c for report in reports for c in report.projected_gradients[count:]]
+    curvatures = _brought_near(curvatures, median(curvatures))
+    norm = variance(curvatures) / 2 if len(curvatures) > 1 else curvatures[0] ** 2
+    return Measured(
+        slopes=(max(fmean(slope**2 for slope in slopes), (last_digit / epsilon) ** 2),),
+        traces=(fmean(curvatures),),
+        norms=(max(norm, (4 * last_digit / epsilon**2) ** 2),),
+    )
+
+
+def _brought_near(values: Sequence[float], middle: float) -> list[float]:
+    """Values too far from the middle, as far as that still counts."""
+    far = _FAR * _GAUSSIAN_MAD * median(abs(value - middle) for value in values)
+    return [min(max(value, middle - far), middle + far) for value in values]
+
+
+def share(rounds: int) -> float:
+    """The rate in units of the largest that descends on a quadratic, in a run of so many rounds."""
+    return min(MOST_SHARE, float(rounds**-HORIZON))
 
 
 def calibrated_rate(method: Method, rules: Rules, found: Measured, clients: int) -> float:
     """The learning rate that follows, where so many clients' reports make a step."""
     directions = method.averaged_directions(rules, rules.buffer_size if rules.asynchronous else clients)
-    to_come = found.curvature_to_come
-    step = SHARE * 2 / (to_come / directions + to_come / RANK)
-    return min(method.rate_of(rules, step, found.usual_slope, found.curvature), MOST)
+    step = share(rules.rounds) * found.limit(directions)
+    curvature = hypot(found.trace, sqrt(2) * found.norm)
+    return min(method.rate_of(rules, step, found.slope, curvature), MOST)

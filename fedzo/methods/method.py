@@ -121,8 +121,8 @@ class Method(ABC):
         Args:
             rules: of the run.
             step: rate of a method that moves by exactly that.
-            slope: root mean square of g.
-            curvature: of zᵀHz, the largest that calibrations found.
+            slope: root mean square of g at the beginning of the run.
+            curvature: root mean square of zᵀHz.
         """
         return step
 
