@@ -4,16 +4,20 @@ A step along N directions, θ ← θ − η (1/N) Σ g z with g = zᵀ∇L and z
 
     −η ‖∇L‖² + ½ η² ‖∇L‖² (tr(H)/N + (1 + 1/N) λ)      λ at most the largest eigenvalue of H, in expectation
 
-so it descends below η = 2 / (tr(H)/N + (1 + 1/N) λ), and what the noise of directions and data leaves behind grows with
-η. What is needed of H shows in second differences of the loss (Hutchinson's estimator), which cost one forward pass
-beside the two that a slope takes:
+so, the noise of batches apart, it descends below η = 2 / (tr(H)/N + (1 + 1/N) λ), and what the noise of directions and
+data leaves behind grows with η. What is needed of H shows in second differences of the loss (Hutchinson's estimator),
+which cost one forward pass beside the two that a slope takes:
 
     C = (L(θ+εz) − 2 L(θ) + L(θ−εz)) / ε² ≈ zᵀHz        of mean tr(H) and variance 2 ‖H‖²
 
-‖H‖, the root of the sum of all squared eigenvalues, is no less than the largest and stands for λ. (With Rademacher
-directions H's diagonal has no part in the variance; where there are many weights it is a small part.) Estimates go over
-all directions and clients; a value further from their median than three standard deviations, by the median of
-deviations, counts as one that far, so that a minority of clients moves them little.
+‖H‖, the root of the sum of all squared eigenvalues, is no less than the largest and stands for λ. With Rademacher
+directions H's diagonal has no part in the variance, so ‖H‖ is taken for no less than tr(H)/√d, with d weights, either;
+where clients differ in their traces that counts as well, which errs on the safe side. Differences of the loss below its
+last digit count as that digit.
+
+Estimates go over all directions and clients. A value further from their median than three standard deviations, by the
+median of deviations, counts as one that far: one client of eight moves the slope, or ‖H‖, by a factor below 2, three by
+about 4. Nor does one calibration count for more than three times the median of those it is averaged with.
 
 The rate is a share of the limit, and the longer the run, the smaller the share: noise that a short run has no time to
 suffer from decides how a long one ends. The trace rises while the loss falls, most of all in the first rounds. So it is
@@ -24,17 +28,17 @@ constant step length need is that of the first three.
 
 from collections.abc import Sequence
 from math import ceil, hypot, sqrt
-from statistics import fmean, median, variance
+from statistics import fmean, median, median_high, median_low, variance
 from typing import NamedTuple
 
 import numpy as np
 
-from fedzo.journal.records import ClientReport, Rules
+from fedzo.journal.records import ClientReport, Genesis, Rules
 from fedzo.methods.method import Method, projected_gradient
 from fedzo.noise import COEFFICIENT_BITS
 
 HORIZON = 1 / 4
-"""The rate falls with the run's rounds by this power of them; measured (docs/results.md)."""
+"""The rate falls with the run's rounds by this power of them, as tuned rates do (docs/results.md)."""
 MOST_SHARE = 1 / 2
 """Of the limit: here a single step descends most."""
 SAMPLES = 8
@@ -49,8 +53,14 @@ _LAST_DIGIT = 2.0**-24
 """Rounding of a float32, relative; differences below what it makes of a loss are taken for as much."""
 _GAUSSIAN_MAD = 1.4826
 """Standard deviation over the median of absolute deviations, of a normal distribution."""
+_NORMAL_DEVIATION = 1.2533
+"""Standard deviation over the mean of absolute deviations, likewise."""
 _FAR = 3
-"""Standard deviations from the middle beyond which a value counts as that far."""
+"""Standard deviations from the middle beyond which a value counts as that far; of calibrations, medians."""
+_NO_FREEDOM = 1e-9
+"""Weight of a single direction, whose stand-in for a variance counts where there is nothing else."""
+_MOST_LOSS = 3e38
+"""A loss beyond, which no float32 holds, counts as this."""
 
 
 def calibration_directions(rules: Rules) -> int:
@@ -92,65 +102,79 @@ def calibration_scalars(epsilon: int, losses: Sequence[Sequence[float]]) -> tupl
     return tuple(float(np.float32(scalar)) for scalar in slopes + curvatures)
 
 
+class Curvature(NamedTuple):
+    """What a calibration found of zᵀHz."""
+
+    directions: int
+    """Of all clients that reported."""
+    trace: float
+    """Mean, tr(H); no less than 0, since where the loss curves downwards no step is limited."""
+    norm: float
+    """Half of the variance, ‖H‖²; of a single direction, which has none, the square of the trace, which is no less."""
+
+
 class Measured(NamedTuple):
-    """What calibrations found, one value of each; of curvature since the last roll-back."""
+    """What calibrations found."""
 
     slopes: tuple[float, ...]
-    """Mean squares of zᵀ∇L, of the whole run."""
-    traces: tuple[float, ...]
-    """tr(H)."""
-    norms: tuple[float, ...]
-    """‖H‖²."""
+    """Mean squares of zᵀ∇L, of all calibrations of the run."""
+    curvatures: tuple[Curvature, ...]
+    """Of those since the last roll-back."""
 
     def followed_by(self, later: "Measured") -> "Measured":
         """Both together."""
-        return Measured(*(mine + its for mine, its in zip(self, later, strict=True)))
+        return Measured(self.slopes + later.slopes, self.curvatures + later.curvatures)
 
     def forgetting_curvature(self) -> "Measured":
         """What stays of it where the state went back: how many there were, and the slopes at the beginning."""
-        return Measured(self.slopes, (), ())
+        return Measured(self.slopes, ())
 
     @property
     def slope(self) -> float:
         """Root mean square at the beginning of the run, of which a single calibration knows little."""
-        return sqrt(fmean(self.slopes[:FEW]))
+        first = self.slopes[:FEW]
+        most = _FAR**2 * median_low(first)
+        return sqrt(fmean(min(square, most) for square in first))
 
     @property
     def trace(self) -> float:
-        """Of late; 0 where the loss curves downwards, which limits no step."""
-        return max(0.0, fmean(self.traces[-FEW:]))
+        """tr(H), of late."""
+        last = self.curvatures[-FEW:]
+        most = _FAR * median_high(found.trace for found in last)
+        return fmean((min(found.trace, most) for found in last), weights=[found.directions for found in last])
 
-    @property
-    def norm(self) -> float:
-        """‖H‖."""
-        return sqrt(fmean(self.norms))
+    def norm(self, weights: int) -> float:
+        """‖H‖, of so many weights."""
+        most = _FAR**2 * median_high(found.norm for found in self.curvatures)
+        freedom = [max(found.directions - 1, _NO_FREEDOM) for found in self.curvatures]
+        square = fmean((min(found.norm, most) for found in self.curvatures), weights=freedom)
+        return max(sqrt(square), self.trace / sqrt(weights))
 
-    def limit(self, directions: int) -> float:
+    def limit(self, directions: int, weights: int) -> float:
         """The largest rate that descends in expectation where so many directions are averaged, the run to come."""
         trace_to_come = self.trace * (1 + 1 / len(self.slopes))
-        return 2 / (trace_to_come / directions + self.norm * (1 + 1 / directions))
+        return 2 / (trace_to_come / directions + self.norm(weights) * (1 + 1 / directions))
 
 
 def measured(rules: Rules, reports: Sequence[ClientReport]) -> Measured:
     """What at least one client reported."""
     count = calibration_directions(rules)
     epsilon = rules.epsilon / 2.0**COEFFICIENT_BITS
-    last_digit = _LAST_DIGIT * max(1.0, median(abs(report.loss) for report in reports))
-    slopes = _brought_near([g for report in reports for g in report.projected_gradients[:count]], 0.0)
-    curvatures = [c for report in reports for c in report.projected_gradients[count:]]
+    last_digit = _LAST_DIGIT * median(min(max(1.0, abs(report.loss)), _MOST_LOSS) for report in reports)
+    slopes = _brought_near([slope for report in reports for slope in report.projected_gradients[:count]], 0.0)
+    curvatures = [curvature for report in reports for curvature in report.projected_gradients[count:]]
     curvatures = _brought_near(curvatures, median(curvatures))
-    norm = variance(curvatures) / 2 if len(curvatures) > 1 else curvatures[0] ** 2
-    return Measured(
-        slopes=(max(fmean(slope**2 for slope in slopes), (last_digit / epsilon) ** 2),),
-        traces=(fmean(curvatures),),
-        norms=(max(norm, (4 * last_digit / epsilon**2) ** 2),),
-    )
+    slope = max(fmean(slope**2 for slope in slopes), (last_digit / epsilon) ** 2)
+    trace = max(0.0, fmean(curvatures))
+    norm = variance(curvatures) / 2 if len(curvatures) > 1 else trace**2
+    return Measured((slope,), (Curvature(len(curvatures), trace, max(norm, (4 * last_digit / epsilon**2) ** 2)),))
 
 
 def _brought_near(values: Sequence[float], middle: float) -> list[float]:
     """Values too far from the middle, as far as that still counts."""
-    far = _FAR * _GAUSSIAN_MAD * median(abs(value - middle) for value in values)
-    return [min(max(value, middle - far), middle + far) for value in values]
+    deviations = [abs(value - middle) for value in values]
+    deviation = _GAUSSIAN_MAD * median(deviations) or _NORMAL_DEVIATION * fmean(deviations)
+    return [min(max(value, middle - _FAR * deviation), middle + _FAR * deviation) for value in values]
 
 
 def share(rounds: int) -> float:
@@ -158,9 +182,11 @@ def share(rounds: int) -> float:
     return min(MOST_SHARE, float(rounds**-HORIZON))
 
 
-def calibrated_rate(method: Method, rules: Rules, found: Measured, clients: int) -> float:
+def calibrated_rate(method: Method, genesis: Genesis, found: Measured, clients: int) -> float:
     """The learning rate that follows, where so many clients' reports make a step."""
+    rules = genesis.rules
     directions = method.averaged_directions(rules, rules.buffer_size if rules.asynchronous else clients)
-    step = share(rules.rounds) * found.limit(directions)
-    curvature = hypot(found.trace, sqrt(2) * found.norm)
+    weights = genesis.manifest.elements
+    step = share(rules.rounds) * found.limit(directions, weights)
+    curvature = hypot(found.trace, sqrt(2) * found.norm(weights))
     return min(method.rate_of(rules, step, found.slope, curvature), MOST)

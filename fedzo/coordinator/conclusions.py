@@ -69,7 +69,8 @@ def _calibration(history: History, reports: list[Report]) -> Calibration:
     lines = tuple(ClientReport(r.client, r.examples, r.loss, r.projected_gradients) for r in reports)
     found = history.with_calibration(lines)
     assert found is not None
-    return Calibration(calibrated_rate(get_method(rules.method), rules, found, len(lines)), lines)
+    rate = calibrated_rate(get_method(rules.method), history.genesis, found, clients=len(lines))
+    return Calibration(rate, lines)
 
 
 def _commit(history: History, number: int, learning_rate: float, reports: tuple[ClientReport, ...]) -> Commit:

@@ -49,5 +49,5 @@ class Fzoo(Distinct):
         return [(moved - unmoved) / scale for moved, unmoved in losses]
 
     def rate_of(self, rules: Rules, step: float, slope: float, curvature: float) -> float:
-        """σ is about ε times the slope; half of it, since slopes fall with the loss and a step keeps its length."""
+        """σ is about ε times the slope. Half of that: of few losses σ is uncertain, and in a run it falls."""
         return step * slope * rules.epsilon / 2.0**COEFFICIENT_BITS / 2

@@ -17,7 +17,8 @@ class StepOptions:
     """Learning rate, perturbation and batch, and what is done when the loss blows up."""
 
     lr: Annotated[
-        float | str, "Learning rate, or auto: found before the first round, and again as the run goes on."
+        float | str,
+        "Learning rate, or auto: found before the first round and as the run goes on; the more rounds, the smaller.",
     ] = AUTO
     schedule: Annotated[str, "Learning rate over rounds: constant, linear or cosine, the latter two to zero."] = (
         "linear"
