@@ -246,12 +246,26 @@ def test_at_least_eight_directions_in_all():
         assert calibration_directions(Run(cohort=cohort, directions=directions).genesis.rules) == expected
 
 
-def test_it_is_made_first_and_whenever_the_rounds_have_doubled():
+@pytest.mark.parametrize(
+    ("cohort", "directions", "local_steps", "expected"),
+    [
+        (8, 1, 1, [0, 5, 10, 20, 40, 80]),
+        (1, 8, 1, [0, 5, 10, 20, 40, 80]),
+        (8, 1, 4, [0, 5, 10, 20, 40, 80]),
+        (1, 4, 1, [0, 10, 20, 40, 80]),
+        (1, 1, 1, [0, 40, 80]),
+        (1, 1, 4, [0, 10, 20, 40, 80]),
+    ],
+)
+def test_it_is_made_first_when_rounds_evaluated_five_times_as_much_and_whenever_they_have_doubled(
+    cohort, directions, local_steps, expected
+):
+    rules = replace(Run(cohort=cohort, directions=directions).genesis.rules, local_steps=local_steps)
     made, last = [], None
     for done in range(100):
-        if calibration_due(done, last):
+        if calibration_due(rules, done, last):
             made.append(last := done)
-    assert made == [0, 5, 10, 20, 40, 80]
+    assert made == expected
 
 
 # ── in a run ────────────────────────────────────────────────────────────────────────────────────────

@@ -4,18 +4,20 @@ from asynchrony import tickets
 from coordination import kinds, started
 
 from fedzo.coordinator import Accept, Coordinator, Purpose, Report
+from fedzo.coordinator.calibration import calibration_directions
 from fedzo.journal import Calibration, Void
 from fedzo.results.rebuild import check_history
 
 
 def calibrate(run) -> None:
-    """All answer."""
+    """All answer, of a loss so curved that steps are small."""
+    count = calibration_directions(run.genesis.rules)
     for client in run.plan.cohort:
-        run.send(run.answer(client))
+        run.send(run.answer(client, projected_gradients=(1.5,) * count + (2000.0 + client,) * count))
 
 
 def test_in_rounds_a_later_one_that_is_missed_counts_as_made_and_nothing_is_made_of_the_reports_that_came():
-    run = started(3, rounds=12, quorum=2, calibrated=True, learning_rate=0.0, schedule="constant")
+    run = started(3, rounds=12, quorum=2, directions=4, calibrated=True, learning_rate=0.0, schedule="constant")
     run.play(until=lambda run: run.plan.purpose is Purpose.CALIBRATE and run.plan.round == 5)
     rate = run.coordinator.history.learning_rate
     run.send(run.answer(1))
@@ -42,7 +44,7 @@ def test_the_first_spends_rounds_until_enough_answer():
 
 
 def test_without_rounds_a_missed_one_drops_no_report_that_waits_and_spends_no_round():
-    run = tickets(3, buffer_size=2, max_staleness=10, quorum=2, learning_rate=0.0, calibrated=True)
+    run = tickets(3, buffer_size=2, max_staleness=10, quorum=2, directions=3, learning_rate=0.0, calibrated=True)
     calibrate(run)
     while run.plan is None:
         run.take(0)

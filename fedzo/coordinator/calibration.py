@@ -46,7 +46,8 @@ SAMPLES = 8
 FEW = 3
 """Calibrations over which is averaged: the first ones for slopes, the last ones for traces."""
 SECOND = 5
-"""Rounds after which the first calibration is repeated; each later one comes when the rounds have doubled."""
+"""Rounds after which the first calibration is repeated, or as many as evaluate so many times its directions; each later
+one comes when the rounds have doubled."""
 MOST = 1e3
 """Largest rate that an option may have too."""
 _LAST_DIGIT = 2.0**-24
@@ -79,14 +80,17 @@ def calibration_forwards(rules: Rules) -> int:
     return 2 * calibration_directions(rules) + 1
 
 
-def next_calibration(calibrated: int | None) -> int:
+def next_calibration(rules: Rules, calibrated: int | None) -> int:
     """Rounds done when a calibration is due, after the last one was made with `calibrated` rounds done."""
-    return 0 if calibrated is None else max(SECOND, 2 * calibrated)
+    if calibrated is None:
+        return 0
+    as_much = ceil(SECOND * calibration_directions(rules) / (rules.directions * rules.local_steps))
+    return max(SECOND, as_much, 2 * calibrated)
 
 
-def calibration_due(rounds_done: int, calibrated: int | None) -> bool:
+def calibration_due(rules: Rules, rounds_done: int, calibrated: int | None) -> bool:
     """Is a calibration due, after the last one was made with `calibrated` rounds done?"""
-    return rounds_done >= next_calibration(calibrated)
+    return rounds_done >= next_calibration(rules, calibrated)
 
 
 def calibration_scalars(epsilon: int, losses: Sequence[Sequence[float]]) -> tuple[float, ...]:

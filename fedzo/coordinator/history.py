@@ -129,7 +129,8 @@ class History:
     @property
     def calibration_is_due(self) -> bool:
         """Is the learning rate to be found, or found anew, before the next round?"""
-        return self.genesis.rules.calibrated and calibration_due(self.round, self._calibrated)
+        rules = self.genesis.rules
+        return rules.calibrated and calibration_due(rules, self.round, self._calibrated)
 
     @property
     def memory(self) -> Any:

@@ -61,7 +61,7 @@ def rounds_for(
         if kind == "forwards_per_client":
             cost = forwards_per_client(method, int(cost), options.clients, baseline=baseline)
     calibration = _calibration_cost(kind, options) if rules.calibrated else 0
-    rounds = _calibrated_rounds(amount, cost, calibration) if calibration else int(amount // cost)
+    rounds = _calibrated_rounds(amount, cost, calibration, rules) if calibration else int(amount // cost)
     if not rounds:
         said = f"{cost:g} of {kind.replace('_', ' ')}" + (f", a calibration {calibration:g}" if calibration else "")
         raise ConfigError(f"a round of {method!r} takes {said}, the budget is {amount}")
@@ -73,16 +73,16 @@ def frame_bytes(record: Record) -> int:
     return len(encode_record(record)) + _FRAME_BYTES
 
 
-def _calibrated_rounds(amount: int, cost: float, calibration: float) -> int:
+def _calibrated_rounds(amount: int, cost: float, calibration: float, rules: Rules) -> int:
     """Rounds up to the first calibration that cannot be paid for together with the round after it."""
     done = 0
     last: int | None = None
     for calibrations in count(1):
-        last = next_calibration(last)
+        last = next_calibration(rules, last)
         paid = int((amount - calibrations * calibration) // cost)
         if paid <= last:
             break
-        done = min(paid, next_calibration(last))
+        done = min(paid, next_calibration(rules, last))
     return done
 
 
