@@ -458,7 +458,7 @@ def test_an_objective_that_rises_in_steps_needs_a_rate(demo, tmp_path):
 @pytest.mark.slow
 def test_processes_on_the_network_find_the_same_rates(demo, tmp_path):
     inline, network = tmp_path / "inline", tmp_path / "network"
-    given = {"clients": 2, "rounds": 6, "lr": "auto"}
+    given = {"clients": 2, "rounds": 6, "lr": "auto", "directions": 4}
     assert "calibrated, learning rate" in command("simulate", *simulate_options(demo, inline, **given)).stderr
     command("simulate", *simulate_options(demo, network, engine="processes", **given))
     assert (network / "journal").read_bytes() == (inline / "journal").read_bytes()
