@@ -113,7 +113,7 @@ class Curvature(NamedTuple):
     """Of all clients that reported."""
     trace: float
     """Mean, tr(H); no less than 0, since where the loss curves downwards no step is limited."""
-    norm: float
+    square: float
     """Half of the variance, ‖H‖²; of a single direction, which has none, the square of the trace, which is no less."""
 
 
@@ -149,9 +149,9 @@ class Measured(NamedTuple):
 
     def norm(self, weights: int) -> float:
         """‖H‖, of so many weights."""
-        most = _FAR**2 * median_high(found.norm for found in self.curvatures)
+        most = _FAR**2 * median_high(found.square for found in self.curvatures)
         freedom = [max(found.directions - 1, _NO_FREEDOM) for found in self.curvatures]
-        square = fmean((min(found.norm, most) for found in self.curvatures), weights=freedom)
+        square = fmean((min(found.square, most) for found in self.curvatures), weights=freedom)
         return max(sqrt(square), self.trace / sqrt(weights))
 
     def limit(self, directions: int, weights: int) -> float:
@@ -170,8 +170,8 @@ def measured(rules: Rules, reports: Sequence[ClientReport]) -> Measured:
     curvatures = _brought_near(curvatures, median(curvatures))
     slope = max(fmean(slope**2 for slope in slopes), (last_digit / epsilon) ** 2)
     trace = max(0.0, fmean(curvatures))
-    norm = variance(curvatures) / 2 if len(curvatures) > 1 else trace**2
-    return Measured((slope,), (Curvature(len(curvatures), trace, max(norm, (4 * last_digit / epsilon**2) ** 2)),))
+    square = variance(curvatures) / 2 if len(curvatures) > 1 else trace**2
+    return Measured((slope,), (Curvature(len(curvatures), trace, max(square, (4 * last_digit / epsilon**2) ** 2)),))
 
 
 def _brought_near(values: Sequence[float], middle: float) -> list[float]:
