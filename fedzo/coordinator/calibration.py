@@ -16,8 +16,9 @@ where clients differ in their traces that counts as well, which errs on the safe
 last digit count as that digit.
 
 Estimates go over all directions and clients. A value further from their median than three standard deviations, by the
-median of deviations, counts as one that far: one client of eight moves the slope, or ‖H‖, by a factor below 2, three by
-about 4. Nor does one calibration count for more than three times the median of those it is averaged with.
+median of deviations, counts as one that far: one client of eight moves the slope, or ‖H‖, by a factor below 2, three
+the slope by about 4 and ‖H‖, which lowers the rate, by up to 7. Nor does one calibration count for more than three
+times the median of those it is averaged with.
 
 The rate is a share of the limit, and the longer the run, the smaller the share: noise that a short run has no time to
 suffer from decides how a long one ends. The trace rises while the loss falls, most of all in the first rounds. So it is
