@@ -26,7 +26,7 @@ from .reach import Reach
 SESSION_S = 3600.0
 """Seconds after which a session is begun anew; no wait is longer."""
 WELCOME_S = 30.0
-"""Seconds for the first answer of a server that was reached."""
+"""Seconds for a join and its answer."""
 LEAVE_S = 2.0
 """Seconds for a server to hear the last report of a client that leaves."""
 Result = TypeVar("Result")
@@ -91,8 +91,8 @@ class Participant:
             call = RoundsStub(channel).Session(timeout=SESSION_S, metadata=call_metadata(options))
             tasks = [asyncio.create_task(work) for work in (inbox.listen(call), inbox.end_at(stop))]
             try:
-                await _write(call, encode_join(self.join()))
                 async with asyncio.timeout(WELCOME_S):
+                    await _write(call, encode_join(self.join()))
                     messages = await inbox.take()
                 reach.reached()
                 while messages and not stop.is_set():

@@ -113,8 +113,10 @@ class Service(RoundsServicer):
             await context.abort(Code.UNAVAILABLE, str(error))
         except HandshakeError as error:
             await context.abort(Code.FAILED_PRECONDITION, str(error))
-        except (TimeoutError, StopAsyncIteration):
-            await context.abort(Code.INVALID_ARGUMENT, f"no join came within {JOIN_S:g} seconds")
+        except TimeoutError:  # the client tries again: a machine may be that slow
+            await context.abort(Code.DEADLINE_EXCEEDED, f"no join came within {JOIN_S:g} seconds")
+        except StopAsyncIteration:
+            await context.abort(Code.INVALID_ARGUMENT, "the stream ended before a join came")
         except DecodeError as error:
             await context.abort(Code.INVALID_ARGUMENT, f"the first message is no ClientMessage: {error}")
         raise AssertionError

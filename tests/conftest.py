@@ -90,11 +90,11 @@ def nursery(tmp_path_factory):
 
 @pytest.fixture
 def host(nursery, tmp_path):
-    """Starts a server over a genesis with some rules."""
+    """Starts a server over a genesis with some rules; what it said is shown where the test failed."""
     from helpers import make_genesis
     from network import Hosted
 
-    servers = []
+    servers, before = [], nursery.count
 
     def start(clients: int = 2, *, linger_s: float = 0.0, **rules):
         genesis = make_genesis(**({"cohort": clients, "quorum": 1, "deadline_s": 30.0, "rounds": 40} | rules))
@@ -104,14 +104,15 @@ def host(nursery, tmp_path):
     yield start
     for server in servers:
         server.process.kill()
+    print(nursery.told(before))
 
 
 @pytest.fixture
 def federation(nursery, demo, tmp_path):
-    """Makes a federation; what still runs of it is killed."""
+    """Makes a federation; what still runs of it is killed, and what a failed test's processes said is shown."""
     from federation import Federation
 
-    made = []
+    made, before = [], nursery.count
 
     def make(**options) -> Federation:
         made.append(Federation(nursery, demo, tmp_path, **options))
@@ -120,6 +121,7 @@ def federation(nursery, demo, tmp_path):
     yield make
     for found in made:
         found.end()
+    print(nursery.told(before))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import re
 import signal
 from pathlib import Path
 
-from network import WAIT_S, Command, Nursery, free_address, wait_until
+from network import Command, Nursery, free_address, wait_until
 from proxy import Proxy
 
 from fedzo.journal import Commit, End, JournalContents, read_journal
@@ -111,18 +111,25 @@ class Federation:
             self._seen = (size, read_journal(self.run / "journal"))
         return self._seen[1]
 
-    def wait_for_position(self, position: int, timeout_s: float = WAIT_S) -> None:
-        wait_until(lambda: self.position >= position, f"position {position}", timeout_s)
+    def wait_for_position(self, position: int) -> None:
+        wait_until(lambda: self.position >= position or not self.server.alive, f"position {position}")
+        assert self.position >= position, "the server ended"
 
     def joins(self, number: int) -> list[int]:
         """Positions at which a client joined, as the server that is there now says."""
         return [int(p) for p in re.findall(rf"client-{number} joined at position (\d+)", self.server.said)]
 
-    def finish(self, timeout_s: float = 120.0) -> str:
+    def wait_for_joins(self, number: int, count: int) -> None:
+        """Return when a client has joined so often."""
+        client = self.clients[number]
+        wait_until(lambda: len(self.joins(number)) >= count or not client.alive, f"{count} joins of client {number}")
+        assert len(self.joins(number)) == count
+
+    def finish(self) -> str:
         """Wait for the clients, stop the server; the state digest on which all agree, replay included."""
         digests = {}
         for number, client in self.clients.items():
-            assert client.wait(timeout_s) == 0, client.said
+            assert client.wait() == 0, client.said
             digests[number] = re.search("the run has ended at position .*, state digest ([0-9a-f]{64})", client.said)[1]
         self.server.signal(signal.SIGTERM)
         assert self.server.wait() == 0, self.server.said

@@ -12,7 +12,7 @@ from typing import Self
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fedzo_server.certificates import make_certificates
-from network import free_address, wait_until
+from network import WAIT_S, free_address, wait_until
 
 ROOT = Path(__file__).parents[1]
 CONNECTION = "loopback"
@@ -71,7 +71,7 @@ class Deployment:
                 *("flower-superexec", "--root-certificates", self._ca, "--runtime-api-address", self.address),
                 *("--superexec-auth-secret-file", secret),
             )
-        wait_until(lambda: self.flwr("supernode", "list", check=False).returncode == 0, "the SuperLink", 120)
+        wait_until(lambda: self.flwr("supernode", "list", check=False).returncode == 0, "the SuperLink")
 
     def start_supernode(self, name: str, config: str) -> None:
         """Register a node under a name and start it."""
@@ -99,7 +99,7 @@ class Deployment:
             *("--host", host, "--port", port, "--node-config", config),
         )
 
-    def flwr(self, *arguments: object, check: bool = True, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def flwr(self, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of Flower's command line to its end."""
         command = ["flwr", *map(str, arguments)]
         done = subprocess.run(
@@ -109,7 +109,7 @@ class Deployment:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout_s,
+            timeout=WAIT_S,
             check=False,
         )
         assert done.returncode == 0 or not check, f"{command} ended with {done.returncode}:\n{done.stdout}{self.logs()}"
@@ -159,7 +159,7 @@ class Deployment:
         try:
             for process in self._processes.values():
                 process.wait(30)
-            wait_until(lambda: not self.pids(), "Flower's own processes end with those that started them", 30)
+            wait_until(lambda: not self.pids(), "Flower's own processes end with those that started them")
         finally:
             for pid in self.pids():
                 os.kill(pid, signal.SIGKILL)

@@ -28,16 +28,17 @@ from fedzo.wire.handshake import Join, encode_join
 from fedzo.wire.rounds import decode_plan, encode_report
 from fedzo.wire.steps import decode_steps
 
-WAIT_S = 60.0
-CALL_S = 20.0
+WAIT_S = 400.0
+"""Seconds after which what a test waits for does not come; no measure of how long it takes."""
+CALL_S = 60.0
 STREAM_S = 600.0
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
+def wait_until(condition: Callable[[], object], what: str) -> None:
     """Return when a condition holds; fail where it does not in time."""
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain: {what}"
+        assert time.monotonic() < end, f"waited {WAIT_S:g} s in vain: {what}"
         time.sleep(0.01)
 
 
@@ -71,13 +72,13 @@ class Command:
             return False
         return True
 
-    def wait_for(self, text: str, timeout_s: float = WAIT_S) -> None:
-        wait_until(lambda: text in self.said or not self.alive, text, timeout_s)
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.said or not self.alive, text)
         assert text in self.said, f"it ended without saying {text!r}:\n{self.said}"
 
-    def wait(self, timeout_s: float = WAIT_S) -> int | None:
+    def wait(self) -> int | None:
         """The exit code; None where it was killed."""
-        wait_until(lambda: not self.alive, f"the end of the process; it said:\n{self.said}", timeout_s)
+        wait_until(lambda: not self.alive, f"the end of the process; it said:\n{self.said}")
         code = self.log.with_suffix(".exit")
         return int(code.read_text()) if code.exists() else None
 
@@ -154,6 +155,15 @@ for line in sys.stdin:
         self._process.stdin.flush()
         self._commands.append(Command(int(self._line()), log))
         return self._commands[-1]
+
+    @property
+    def count(self) -> int:
+        """Commands started so far."""
+        return len(self._commands)
+
+    def told(self, since: int) -> str:
+        """What the commands from one on have printed."""
+        return "\n".join(f"── {command.log.stem}\n{command.said}" for command in self._commands[since:])
 
     def end_all(self) -> None:
         """kill -9 what still runs."""

@@ -78,7 +78,7 @@ def position(run: Path) -> int:
 @pytest.mark.slow
 def test_a_run_under_flower_writes_the_journal_of_the_simulation(flower, demo, place, tmp_path):
     config = run_config(demo, tmp_path / "meadow")
-    said = flower.flwr("run", ".", CONNECTION, "--stream", "--run-config", config, timeout_s=300).stdout
+    said = flower.flwr("run", ".", CONNECTION, "--stream", "--run-config", config).stdout
     logs = flower.logs()
     contents = read_journal(tmp_path / "meadow" / "journal")
     assert isinstance(contents.records[-1].body, End), said + logs
@@ -104,7 +104,7 @@ def test_rounds_in_flowers_messages_write_the_journal_of_the_simulation(flower, 
     """Only Flower's port is open: the ServerApp listens nowhere, and every turn is a new process on the node."""
     fewer = {"rounds": 3, "eval-every": 0, "attest-every": 2, "transport": "messages"}
     config = run_config(demo, tmp_path / "heath", **fewer)
-    said = flower.flwr("run", ".", CONNECTION, "--stream", "--run-config", config, timeout_s=400).stdout
+    said = flower.flwr("run", ".", CONNECTION, "--stream", "--run-config", config).stdout
     contents = read_journal(tmp_path / "heath" / "journal")
     assert isinstance(contents.records[-1].body, End), said + flower.logs()
     assert "listening on" not in said
@@ -124,22 +124,22 @@ def test_a_killed_client_app_is_invited_again_and_a_stopped_run_goes_on(flower, 
     run = tmp_path / "orchard"
     config = run_config(demo, run, rounds=2000, deadline=2.0, **{"eval-every": 0, "attest-every": 100})
     run_id = flower.start_run(config)
-    wait_until(lambda: position(run) >= 5, "the first rounds", 120)
+    wait_until(lambda: position(run) >= 5, "the first rounds")
 
     os.kill(flower.pids("flwr-clientapp")[0], signal.SIGKILL)
-    wait_until(lambda: "its session is dead" in flower.log_of(run_id), "the end of the killed session", 180)
-    wait_until(lambda: len(re.findall("joined at position", flower.log_of(run_id))) >= 3, "a new session", 120)
+    wait_until(lambda: "its session is dead" in flower.log_of(run_id), "the end of the killed session")
+    wait_until(lambda: len(re.findall("joined at position", flower.log_of(run_id))) >= 3, "a new session")
     before = position(run)
     assert any(isinstance(record.body, Void) for record in read_journal(run / "journal").records)
-    wait_until(lambda: position(run) >= before + 5, "rounds of both", 60)
+    wait_until(lambda: position(run) >= before + 5, "rounds of both")
 
     flower.flwr("stop", run_id, CONNECTION)
-    wait_until(lambda: not flower.pids("flwr-serverapp") + flower.pids("flwr-clientapp"), "the apps' end", 120)
+    wait_until(lambda: not flower.pids("flwr-serverapp") + flower.pids("flwr-clientapp"), "the apps' end")
     stopped = read_journal(run / "journal")
     assert not isinstance(stopped.records[-1].body, End)
 
     resumed = as_config({"out": str(run), "resume": True, "listen": free_address()})
-    said = flower.flwr("run", ".", CONNECTION, "--stream", "--run-config", resumed, timeout_s=400).stdout
+    said = flower.flwr("run", ".", CONNECTION, "--stream", "--run-config", resumed).stdout
     contents = read_journal(run / "journal")
     end = contents.records[-1]
     assert isinstance(end.body, End)
@@ -170,7 +170,7 @@ def test_a_killed_supernode_comes_back_and_ends_with_the_same_digest(durable, de
     def joins() -> int:
         return len(re.findall("client-1 joined at position", durable.log_of(run_id)))
 
-    wait_until(joins, "the node's first session", 180)  # rounds alone do not show it: one client is a quorum
+    wait_until(joins, "the node's first session")  # rounds alone do not show it: one client is a quorum
     durable.kill("client-1")
     joined = joins()
 
@@ -178,11 +178,11 @@ def test_a_killed_supernode_comes_back_and_ends_with_the_same_digest(durable, de
         durable.revive_supernode("client-1", node_config(demo, place, 1))
         return joins() > joined
 
-    wait_until(is_back, "a new session of the node", 300)
+    wait_until(is_back, "a new session of the node")
     before = position(run)
-    wait_until(lambda: position(run) >= before + 5, "rounds of both", 120)
+    wait_until(lambda: position(run) >= before + 5, "rounds of both")
     durable.flwr("stop", run_id, CONNECTION)
-    wait_until(lambda: not durable.pids("flwr-serverapp") + durable.pids("flwr-clientapp"), "the apps' end", 180)
+    wait_until(lambda: not durable.pids("flwr-serverapp") + durable.pids("flwr-clientapp"), "the apps' end")
     copies = [read_journal(place / f"dir-{number}" / "paddock" / "journal").hashes for number in range(2)]
     hashes = read_journal(run / "journal").hashes
     assert all(copy == hashes[: len(copy)] and len(copy) > before for copy in copies)
@@ -193,11 +193,11 @@ def test_rounds_go_on_without_the_superlink_and_it_learns_the_end_when_it_is_bac
     run = tmp_path / "fallow"
     config = run_config(demo, run, rounds=600, **{"eval-every": 0, "attest-every": 100})
     run_id = durable.start_run(config)
-    wait_until(lambda: position(run) >= 5, "the first rounds", 180)
+    wait_until(lambda: position(run) >= 5, "the first rounds")
     durable.kill("superlink")
     before = position(run)
-    wait_until(lambda: position(run) >= before + 20, "rounds without a SuperLink", 120)
+    wait_until(lambda: position(run) >= before + 20, "rounds without a SuperLink")
     durable.start_superlink(durable=True)
-    wait_until(lambda: ended_alike(run, place, durable.log_of(run_id)), "both nodes at the same end", 300)
+    wait_until(lambda: ended_alike(run, place, durable.log_of(run_id)), "both nodes at the same end")
     contents = read_journal(run / "journal")
     assert not any(isinstance(record.body, Void) for record in contents.records)

@@ -11,7 +11,6 @@ import torch
 from federation import OPTIONS
 from fedzo_client.home import Home
 from journals import payloads_of
-from network import wait_until
 
 from fedzo.base.checkpoint import load_base
 from fedzo.errors import ReplicaError
@@ -96,7 +95,7 @@ def test_a_client_told_to_stop_keeps_its_place(federation):
     found = federation(rounds=30, directions=4, clients=2, quorum=1, deadline=10).start()
     found.wait_for_position(7)
     found.clients[0].signal(signal.SIGTERM)
-    assert found.clients[0].wait(30) == 0
+    assert found.clients[0].wait() == 0
     position = re.search(r"stopped at position (\d+), state digest", found.clients[0].said)[1]
     found.start_client(0).wait_for(f"at position {position}, from the state file at position {position}")
     found.finish()
@@ -168,7 +167,7 @@ def test_two_clients_in_one_directory_are_refused(federation, nursery):
     found = federation(clients=2, rounds=1)
     found.start_server()
     found.start_client(0)
-    wait_until(lambda: found.joins(0), "the first client")
+    found.wait_for_joins(0, 1)
     second = nursery.start(
         *("client", found.address, "--model", found.model, "--data", found.path / "data-1.json"),
         *("--dir", found.directory(0), "--name", "client-1"),

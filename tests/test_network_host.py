@@ -199,7 +199,7 @@ def test_told_to_stop_it_drains(host):
     code, details = anna.stream.error()
     assert code is Code.UNAVAILABLE
     assert "the server is stopping; reconnect when it is back" in details
-    assert hosted.process.wait(20) == 0
+    assert hosted.process.wait() == 0
     assert "stopped at position 1" in hosted.process.said
     hosted.start()
     anna, bertl = (HandClient(hosted, client.name, at=client) for client in (anna, bertl))

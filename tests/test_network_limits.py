@@ -100,6 +100,6 @@ def test_a_compute_copy_counts_where_it_lies_in_memory():
 
 def peak_bytes_of(found: Federation) -> int:
     """The most memory of client 0 so far, once it has joined."""
-    wait_until(lambda: found.joins(0), "the join")
+    found.wait_for_joins(0, 1)
     status = Path(f"/proc/{found.clients[0].pid}/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])

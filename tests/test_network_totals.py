@@ -17,7 +17,7 @@ from fedzo_client.options import ClientOptions, ConnectionOptions
 from fedzo_client.runner import take_part
 from fedzo_server.beginning import Beginnings
 from journals import payloads_of
-from network import CALL_S, both, wait_until
+from network import CALL_S, both
 
 from fedzo.base.checkpoint import load_base
 from fedzo.coordinator import History
@@ -33,7 +33,6 @@ from fedzo.wire.beginning import copy_of
 
 POOL = {"method": "fedkseed", "pool-size": 16, "attest-every": 4, "eval-every": 0, "lr": 1e-3}
 BEGINS = "begins with the totals at position"
-SLOW_S = 240.0
 
 
 def starts(said: str) -> list[int]:
@@ -48,21 +47,21 @@ def starts(said: str) -> list[int]:
 def test_a_late_client_takes_part_from_totals_on_whatever_happens_to_it(federation):
     """With one of two clients away nothing is planned after the deadline, so the late one may take its time."""
     found = federation(rounds=48, clients=2, quorum=2, deadline=8, **POOL).start()
-    found.wait_for_position(24, SLOW_S)
+    found.wait_for_position(24)
     found.clients[1].kill()
     client = found.start_client(2)
-    client.wait_for(BEGINS, SLOW_S)
+    client.wait_for(BEGINS)
     (first,) = starts(client.said)
     assert first >= 20
-    found.wait_for_position(30, SLOW_S)
+    found.wait_for_position(30)
     client.kill()
     where = read_journal(found.directory(2) / "journal").position
 
     client = found.start_client(2)
-    wait_until(lambda: len(found.joins(2)) == 2, "its second join", SLOW_S)
+    found.wait_for_joins(2, 2)
     assert found.joins(2) == [first + 1, where]
     assert BEGINS not in client.said, "what it has is enough"
-    found.wait_for_position(where + 4, SLOW_S)
+    found.wait_for_position(where + 4)
     client.kill()
 
     journal = found.directory(2) / "journal"
@@ -70,11 +69,11 @@ def test_a_late_client_takes_part_from_totals_on_whatever_happens_to_it(federati
     content[content.index(read_journal(journal).start.record_hash) + 40] ^= 1
     journal.write_bytes(content)
     client = found.start_client(2)
-    client.wait_for(BEGINS, SLOW_S)
+    client.wait_for(BEGINS)
     assert "the copy of the journal is given up and fetched again" in client.said
     assert starts(client.said)[0] > first
     found.start_client(1)
-    found.finish(SLOW_S)
+    found.finish()
     assert read_journal(journal).first == starts(client.said)[0]
     assert BEGINS in found.clients[1].said, "it was away for longer than totals are large"
 
@@ -82,18 +81,18 @@ def test_a_late_client_takes_part_from_totals_on_whatever_happens_to_it(federati
 @pytest.mark.slow
 def test_a_late_client_begins_anew_where_the_run_goes_back_before_its_totals(federation, nursery):
     found = federation(rounds=36, clients=2, quorum=2, deadline=8, **POOL).start()
-    found.wait_for_position(20, SLOW_S)
+    found.wait_for_position(20)
     found.clients[1].kill()
     client = found.start_client(2)
-    client.wait_for(BEGINS, SLOW_S)
-    found.wait_for_position(25, SLOW_S)
+    client.wait_for(BEGINS)
+    found.wait_for_position(25)
     found.server.signal(signal.SIGTERM)
-    assert found.server.wait(SLOW_S) == 0
-    assert nursery.start("rollback", found.run, "--to", starts(client.said)[0]).wait(SLOW_S) == 0
+    assert found.server.wait() == 0
+    assert nursery.start("rollback", found.run, "--to", starts(client.said)[0]).wait() == 0
     found.start_server()
-    client.wait_for("has to be begun anew", SLOW_S)
+    client.wait_for("has to be begun anew")
     found.start_client(1)
-    found.finish(SLOW_S)
+    found.finish()
     assert client.said.count("the copy of the journal is given up and fetched again") == 1
     assert read_journal(found.directory(2) / "journal").first != starts(client.said)[0]
 
@@ -102,10 +101,10 @@ def test_a_late_client_begins_anew_where_the_run_goes_back_before_its_totals(fed
 def test_a_late_client_of_a_run_without_rounds_begins_with_totals_too(federation):
     rules = POOL | {"buffer": 2, "max-staleness": 16, "eval-every": 6}
     found = federation(rounds=120, clients=2, quorum=1, **rules).start()
-    found.wait_for_position(30, SLOW_S)
+    found.wait_for_position(30)
     client = found.start_client(2)
-    client.wait_for(BEGINS, SLOW_S)
-    found.finish(SLOW_S)
+    client.wait_for(BEGINS)
+    found.finish()
 
 
 # ── the wire ────────────────────────────────────────────────────────────────────────────────────────
@@ -197,7 +196,7 @@ def pool_run(nursery, demo, tmp_path_factory) -> Path:
     given = OPTIONS | POOL | {"clients": 2, "rounds": 24, "threads": 1, "out": out, "data": demo.data}
     parts = [part for name, value in given.items() for part in (f"--{name}", value)]
     simulated = nursery.start("simulate", "--model", demo.model, *parts)
-    assert simulated.wait(SLOW_S) == 0, simulated.said
+    assert simulated.wait() == 0, simulated.said
     return out
 
 
