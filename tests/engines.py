@@ -8,12 +8,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
-from network import wait_until
+from network import WAIT_S, wait_until
 
 from fedzo.journal import read_journal
-
-START_S = 240.0
-"""Seconds in which all processes are up on a busy machine."""
 
 
 class UnderWay(ABC):
@@ -55,7 +52,6 @@ class UnderWay(ABC):
                 self._process.poll() is not None or (journal.exists() and read_journal(journal).position >= position)
             ),
             f"position {position}",
-            START_S,
         )
         assert self._process.poll() is None, self.said()
 
@@ -64,7 +60,7 @@ class UnderWay(ABC):
 
     def said(self) -> str:
         """All that it printed, when it has ended."""
-        return self._process.communicate(timeout=START_S)[0]
+        return self._process.communicate(timeout=WAIT_S)[0]
 
     @property
     def returncode(self) -> int | None:

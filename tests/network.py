@@ -53,11 +53,20 @@ def free_address() -> str:
 
 
 class Command:
-    """One `fedzo` command in a process of its own; what it prints is in its log."""
+    """One `fedzo` command in a process of its own; what it prints is in its log.
 
-    def __init__(self, pid: int, log: Path) -> None:
+    Args:
+        pid: of the process.
+        log: the file.
+        poll: asks for the exit code of a process, as `subprocess.Popen.poll`; the process is reaped by that alone, so
+            that its number cannot be another one's before.
+    """
+
+    def __init__(self, pid: int, log: Path, poll: Callable[[int], int | None]) -> None:
         self.pid = pid
         self.log = log
+        self._poll = poll
+        self._code: int | None = None
 
     @property
     def said(self) -> str:
@@ -66,21 +75,18 @@ class Command:
 
     @property
     def alive(self) -> bool:
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        if self._code is None:
+            self._code = self._poll(self.pid)
+        return self._code is None
 
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text in self.said or not self.alive, text)
         assert text in self.said, f"it ended without saying {text!r}:\n{self.said}"
 
     def wait(self) -> int | None:
-        """The exit code; None where it was killed."""
+        """The exit code; that of a signal is negative."""
         wait_until(lambda: not self.alive, f"the end of the process; it said:\n{self.said}")
-        code = self.log.with_suffix(".exit")
-        return int(code.read_text()) if code.exists() else None
+        return self._code
 
     def signal(self, number: int) -> None:
         if self.alive:
@@ -96,11 +102,9 @@ class Nursery:
     """Starts `fedzo` commands in a moment: forks of one process that has the imports done and nothing running."""
 
     _SCRIPT = """
-import json, os, signal, sys, traceback
+import json, os, sys, traceback
 import fates, fedzo.cli, fedzo_client.runner, fedzo_server.runner, fedzo.noise.numba_backend
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 def child(arguments, log, fate):
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for target in (1, 2):
         os.dup2(descriptor, target)
@@ -117,15 +121,16 @@ def child(arguments, log, fate):
         code = 70
     sys.stdout.flush()
     sys.stderr.flush()
-    with open(log.removesuffix(".log") + ".exit", "w") as file:
-        file.write(str(code))
-    os._exit(0)
+    os._exit(code)
 print("ready", flush=True)
 for line in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        child(*json.loads(line))
-    print(pid, flush=True)
+    asked = json.loads(line)
+    if isinstance(asked, int):
+        ended, status = os.waitpid(asked, os.WNOHANG)
+        answer = os.waitstatus_to_exitcode(status) if ended else None
+    elif (answer := os.fork()) == 0:
+        child(*asked)
+    print(json.dumps(answer), flush=True)
 """
 
     def __init__(self, logs: Path) -> None:
@@ -150,10 +155,9 @@ for line in sys.stdin:
         """Start a command; it is ended with the nursery at the latest, or by its fate (see `fates`)."""
         log = self._logs / f"{len(self._commands)}-{arguments[0]}.log"
         log.touch()
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([[str(part) for part in arguments], str(log), fate]) + "\n")
-        self._process.stdin.flush()
-        self._commands.append(Command(int(self._line()), log))
+        pid = self._ask([[str(part) for part in arguments], str(log), fate])
+        assert pid is not None
+        self._commands.append(Command(pid, log, self._ask))
         return self._commands[-1]
 
     @property
@@ -170,6 +174,13 @@ for line in sys.stdin:
         for command in self._commands:
             command.signal(signal.SIGCONT)
             command.kill()
+
+    def _ask(self, what: object) -> int | None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        answer: int | None = json.loads(self._line())
+        return answer
 
     def _line(self) -> str:
         assert self._process.stdout is not None
