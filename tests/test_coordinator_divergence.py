@@ -24,7 +24,7 @@ from fedzo.coordinator import (
     Purpose,
     rollback_entries,
 )
-from fedzo.coordinator.divergence import LossWatch, training_window
+from fedzo.coordinator.divergence import LossWatch, Setbacks, training_window
 from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.journal import (
     ClientReport,
@@ -81,10 +81,10 @@ def test_held_out_losses_that_blow_up_are_rolled_back_to_the_best_evaluation():
     assert run.plan.learning_rate == 0.005
 
 
-def test_a_round_of_losses_that_are_not_numbers_is_rolled_back_and_halves_the_rate_each_time():
+def test_a_round_of_losses_that_are_not_numbers_is_rolled_back_and_lowers_the_rate_by_more_each_time():
     run = replica_run(guard_factor=1.25)
     run.play(until=lambda run: run.plan.round == 3)
-    for times in (1, 2):
+    for lowered in (2, 8, 64):
         for client in (0, 1):
             run.send(run.answer(client, diverged=True, loss=nan, examples=0, projected_gradients=()))
         void = run.records[-2]
@@ -92,8 +92,50 @@ def test_a_round_of_losses_that_are_not_numbers_is_rolled_back_and_halves_the_ra
         assert "not finite" in void.body.reason
         assert_rolled_back(run, 0)
         assert run.totals() == {}
-        assert run.plan.learning_rate == 0.01 / 2**times
-    assert [kind for kind in kinds(run) if "Rollback" in kind] == ["Rollback3", "Rollback4"]
+        assert run.plan.learning_rate == 0.01 / lowered
+    assert [kind for kind in kinds(run) if "Rollback" in kind] == ["Rollback3", "Rollback4", "Rollback5"]
+
+
+def test_training_losses_that_blow_up_from_the_first_step_on_are_found_by_an_evaluation_before_its_time():
+    """One client a round: a window of 24 commits, not one of them with a good loss."""
+    run = replica_run(3, cohort=1, guard_factor=1.25, evaluate_every=100, rounds=100)
+
+    def answers(run, client):
+        if run.plan.purpose is Purpose.EVALUATE:
+            return {"loss": 2.0 if run.plan.round == 0 else 19.0}
+        return {"loss": 9.0 if run.plan.learning_rate > 0.01 / 50 else 2.0}
+
+    run.play(answers, until=lambda run: run.plan.round == 12)
+    rolled_back = [f"{kind}{number}" for number in (3, 6, 9) for kind in ("Evaluation", "Rollback")]
+    assert [kind for kind in kinds(run) if "Commit" not in kind] == ["Enrolment0", "Evaluation0", *rolled_back]
+    assert run.plan.learning_rate == 0.01 / 64
+
+
+def test_a_doubt_that_an_evaluation_does_not_share_is_not_raised_again():
+    """The training data is harder than what is held out."""
+    run = replica_run(guard_factor=1.25, evaluate_every=20, rounds=40)
+    run.play(lambda run, client: {"loss": 2.0 if run.plan.purpose is Purpose.EVALUATE else 2.6})
+    assert [kind for kind in kinds(run) if "Evaluation" in kind] == [f"Evaluation{number}" for number in (0, 3, 20, 40)]
+
+
+def test_a_run_that_evaluates_nothing_doubts_nothing():
+    run = replica_run(3, cohort=1, guard_factor=1.25, evaluate_every=0, rounds=8)
+    run.play(lambda run, client: {"loss": 10.0**run.plan.round})
+    assert "Evaluation" not in " ".join(kinds(run))
+
+
+def test_only_roll_backs_to_the_same_place_are_a_row():
+    setbacks = Setbacks(window=3)
+    assert setbacks.scale(1) == 0.5
+    setbacks.add(target=1, position=10)
+    assert (setbacks.scale(1), setbacks.scale(12), setbacks.scale(13)) == (0.25, 0.25, 0.5)
+    setbacks.add(target=12, position=20)
+    assert setbacks.scale(1) == 0.125
+    setbacks.add(target=23, position=40)
+    assert setbacks.scale(23) == 0.25, "the row began anew"
+    for position in range(50, 90):
+        setbacks.add(target=1, position=position)
+    assert setbacks.scale(1) == 2**-8
 
 
 def test_one_client_that_diverges_does_not_stop_a_round_with_a_quorum():
@@ -213,6 +255,29 @@ def test_measured_maxima_restart_the_guard():
     assert isinstance(step(run, -2.0).body, Commit)
     assert run.replica.weights(0).item() == -2.0
     assert Coordinator(run.contents).history.range_guard.share_used == run.coordinator.history.range_guard.share_used
+
+
+def test_three_rounds_in_a_row_that_the_range_guard_refuses_are_a_divergence():
+    run = one_element_run(guard_factor=1.25)
+    step(run, 1.875)
+    step(run, 1.0)
+    step(run, 1.0)
+    step(run, -0.125)
+    assert "Rollback" not in " ".join(kinds(run)), "two are none, and a commit ends the row"
+    for _ in range(3):
+        step(run, 1.0)
+    assert kinds(run)[-3:] == ["Void6", "Void7", "Rollback7"]
+    assert "the range guard refused 3 rounds in a row" in assert_rolled_back(run, 0).reason
+    assert run.plan.learning_rate == 0.5
+    assert Coordinator(run.contents).history.rate_scale == 0.5
+
+
+def test_rounds_without_a_quorum_are_no_divergence():
+    run = replica_run(quorum=2, guard_factor=1.25)
+    for _ in range(4):
+        run.send(run.answer(0))
+        run.past_deadline()
+    assert kinds(run) == ["Enrolment0", "Void1", "Void2", "Void3", "Void4"]
 
 
 def test_a_roll_back_is_never_out_of_range():

@@ -10,7 +10,7 @@ from typing import Any
 from fedzo.coordinator.answered import Answered
 from fedzo.coordinator.bases import Bases
 from fedzo.coordinator.calibration import Measured, calibration_due, measured
-from fedzo.coordinator.divergence import Divergence, LossWatch, training_window
+from fedzo.coordinator.divergence import REFUSED, Divergence, Doubt, LossWatch, Setbacks, training_window
 from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.journal.file import JournalContents
@@ -75,6 +75,10 @@ class History:
         self.range_guard = RangeGuard(genesis.manifest, genesis.distribution, genesis.scope)
         self.anchor = 0
         """Position whose maxima a standing record stated last; the range guard's anchors are the totals there."""
+        self.doubt = Doubt(factor)
+        self.setbacks = Setbacks(training_window(genesis.rules))
+        self._refused = 0
+        """Rounds in a row that the range guard made void."""
         self._training = LossWatch("training", training_window(genesis.rules), factor)
         self._held_out = LossWatch("held-out", 1, factor)
         self._evaluated: set[int] = set()
@@ -174,35 +178,59 @@ class History:
                 self.loss = commit.loss
                 self.tickets |= {report.client: report.ticket for report in commit.reports if report.ticket}
                 self.divergence = self._training.observe(self.loss, before)
-            case Void(diverged=diverged):
-                if diverged:
-                    self.divergence = self._training.observe(float("nan"), before)
+                self.doubt.observe(self.loss)
+                self._refused = 0
+            case Void() as void:
+                self.divergence = self._observe_void(void, before)
             case Evaluation() as evaluation:
                 self.evaluated_round = record.round
-                self.divergence = self.divergence or self._observe_held_out(evaluation, before)
+                self._observe_held_out(evaluation, before)
             case Calibration(learning_rate=rate, reports=reports):
                 self.learning_rate, self.highest_rate = rate, max(rate, self.highest_rate)
                 self._measured = self.with_calibration(reports)
                 self._calibrated = record.round
             case Rollback(position=target, learning_rate_scale=scale):
-                self._rollbacks[self.position] = target
-                self.rate_scale *= scale
-                self._calibrated = None
-                if self._measured is not None:
-                    self._measured = self._measured.forgetting_curvature()
-                self.divergence = None
-                self._training.restart(target)
-                self._held_out.restart(target)
+                self._went_back(target, scale)
             case End():
                 self.ended = True
 
-    def _observe_held_out(self, evaluation: Evaluation, position: int) -> Divergence | None:
+    def _went_back(self, target: int, scale: float) -> None:
+        """The last record is a roll-back."""
+        self._rollbacks[self.position] = target
+        self.rate_scale *= scale
+        self._calibrated = None
+        if self._measured is not None:
+            self._measured = self._measured.forgetting_curvature()
+        self.divergence = None
+        self._refused = 0
+        if scale < 1.0:  # one that was asked for says nothing of the rate
+            self.setbacks.add(target, self.position)
+        self._training.restart(target)
+        self._held_out.restart(target)
+        self.doubt.restart()
+
+    def _observe_void(self, void: Void, position: int) -> Divergence | None:
+        """Losses that are not numbers, or one round too many that the range guard refused."""
+        if void.diverged:
+            return self._training.observe(float("nan"), position)
+        rules = self.genesis.rules
+        if rules.asynchronous or len(void.reported) >= rules.quorum:  # else it was for want of reports
+            self._refused += 1
+        if self._refused < REFUSED:
+            return None
+        return self._training.diverged(f"the range guard refused {self._refused} rounds in a row")
+
+    def _observe_held_out(self, evaluation: Evaluation, position: int) -> None:
         """Means are compared only while the same clients answer."""
+        if not evaluation.clients:
+            return
         clients = {client.client for client in evaluation.clients if isfinite(client.loss)}
         if isfinite(evaluation.loss) and clients != self._evaluated:
             self._evaluated = clients
             self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
-        return self._held_out.observe(evaluation.loss, position) if evaluation.clients else None
+        self.divergence = self.divergence or self._held_out.observe(evaluation.loss, position)
+        if self.divergence is None:
+            self.doubt.evaluated(evaluation.loss)
 
     def _guard(self, position: int, record: Record) -> None:
         """Have the range guard check a record of the state at a position."""

@@ -9,7 +9,6 @@ planned again, the same.
 
 from fedzo.coordinator.buffer import Buffer, NewPlanNeededError
 from fedzo.coordinator.conclusions import conclude_buffer, conclude_round
-from fedzo.coordinator.divergence import RATE_FACTOR
 from fedzo.coordinator.history import History
 from fedzo.coordinator.messages import (
     Accept,
@@ -139,7 +138,7 @@ class Coordinator:
     def _evaluation_is_due(self) -> bool:
         """Where there are no rounds, an evaluation is also what a state is attested by."""
         every, done = self._rules.evaluate_every, self.history.round
-        due = every > 0 and (done % every == 0 or done == self._rules.rounds)
+        due = every > 0 and (done % every == 0 or done == self._rules.rounds or self.history.doubt.stands)
         if self._buffer is not None and 0 < done < self._rules.rounds:
             due = due or self._attestation_is_due(done)
         return due and self.history.evaluated_round != done
@@ -182,8 +181,9 @@ class Coordinator:
     def _rollback(self) -> Record:
         divergence = self.history.divergence
         assert divergence is not None
-        body = Rollback(divergence.position, self.history.undoing(divergence.position), RATE_FACTOR, divergence.reason)
-        return Record(self.history.round, body)
+        target, history = divergence.position, self.history
+        body = Rollback(target, history.undoing(target), history.setbacks.scale(target), divergence.reason)
+        return Record(history.round, body)
 
     # ── without rounds ──────────────────────────────────────────────────────────────────────────────
 
