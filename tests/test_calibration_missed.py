@@ -74,3 +74,15 @@ def test_a_report_that_waits_outlasts_a_void_of_the_first():
     run.past_deadline()
     assert isinstance(run.records[-1].body, Void)
     assert run.send(early) == [Accept(0, duplicate=True)]
+
+
+def test_without_rounds_first_ones_that_are_missed_are_no_refusals_of_the_range_guard():
+    rules = {"quorum": 2, "buffer_size": 3, "guard_factor": 1.25, "evaluate_every": 50}
+    run = tickets(3, learning_rate=0.0, calibrated=True, **rules)
+    for client in range(3):
+        run.send(run.answer(client))
+    for _ in range(4):
+        assert run.plan.purpose is Purpose.CALIBRATE
+        run.send(run.answer(0))
+        run.past_deadline()
+    assert kinds(run) == ["Enrolment0", "Evaluation0", "Void1", "Void2", "Void3", "Void4"]

@@ -16,7 +16,8 @@ from commands import FEDZO, fedzo, refused
 from documents import ROOT
 from fedzo_simulations.compare.command import comparison_of
 from fedzo_simulations.compare.queue import Queue
-from fedzo_simulations.compare.summary import markdown, summary, table_of
+from fedzo_simulations.compare.result import Point, Result
+from fedzo_simulations.compare.summary import markdown, mean_points, summary, table_of
 from helpers import TESTS
 
 from fedzo.errors import ConfigError
@@ -132,11 +133,27 @@ def test_what_is_reached_is_the_first_evaluation_at_or_below_the_rows_loss(compa
     target = lines["MeZO"].loss
     assert lines["MeZO"].reached_forwards == 100
     for row in queue.comparison.rows:
-        runs = [[e for e in lines_of(cell) if e["kind"] == "evaluation"] for cell in queue.seeds(row)]
-        means = [mean(e["held_out_loss"] for e in entries) for entries in zip(*runs, strict=True)]
+        evaluations = [[e for e in lines_of(cell) if e["kind"] == "evaluation"] for cell in queue.seeds(row)]
+        losses = [{e["round"]: e["held_out_loss"] for e in seed} for seed in evaluations]
         each = lines[row.name].forwards / lines[row.name].rounds
-        reached = [e["round"] * each for e, loss in zip(runs[0], means, strict=True) if loss <= target + 1e-12]
+        common = sorted(losses[0].keys() & losses[1].keys())
+        reached = [number * each for number in common if mean(seed[number] for seed in losses) <= target + 1e-12]
         assert lines[row.name].reached_forwards == (reached[0] if reached else None)
+
+
+def test_the_mean_over_seeds_is_of_the_same_rounds():
+    """One of them had a doubt, and evaluated once more."""
+    points = {0: 4.0, 3: 9.0, 20: 2.0, 40: 1.0}
+    seeds = [
+        Result({}, [Point(number, 2 * number, 8, points[number] + seed, None) for number in rounds], 40, 4, 4, {})
+        for seed, rounds in enumerate([(0, 3, 20, 40), (0, 20, 40)])
+    ]
+    assert [(point.round, point.forwards, point.loss) for point in mean_points(seeds)] == [
+        (0, 0, 4.5),
+        (20, 40, 2.5),
+        (40, 80, 1.5),
+    ]
+    assert mean_points([]) == []
 
 
 def test_rows_see_the_same_task(compared):

@@ -84,7 +84,7 @@ def test_held_out_losses_that_blow_up_are_rolled_back_to_the_best_evaluation():
 def test_a_round_of_losses_that_are_not_numbers_is_rolled_back_and_lowers_the_rate_by_more_each_time():
     run = replica_run(guard_factor=1.25)
     run.play(until=lambda run: run.plan.round == 3)
-    for lowered in (2, 8, 64):
+    for lowered in (2, 8, 64, 128):
         for client in (0, 1):
             run.send(run.answer(client, diverged=True, loss=nan, examples=0, projected_gradients=()))
         void = run.records[-2]
@@ -93,7 +93,7 @@ def test_a_round_of_losses_that_are_not_numbers_is_rolled_back_and_lowers_the_ra
         assert_rolled_back(run, 0)
         assert run.totals() == {}
         assert run.plan.learning_rate == 0.01 / lowered
-    assert [kind for kind in kinds(run) if "Rollback" in kind] == ["Rollback3", "Rollback4", "Rollback5"]
+    assert [kind for kind in kinds(run) if "Rollback" in kind] == [f"Rollback{number}" for number in (3, 4, 5, 6)]
 
 
 def test_training_losses_that_blow_up_from_the_first_step_on_are_found_by_an_evaluation_before_its_time():
@@ -118,24 +118,67 @@ def test_a_doubt_that_an_evaluation_does_not_share_is_not_raised_again():
     assert [kind for kind in kinds(run) if "Evaluation" in kind] == [f"Evaluation{number}" for number in (0, 3, 20, 40)]
 
 
-def test_a_run_that_evaluates_nothing_doubts_nothing():
-    run = replica_run(3, cohort=1, guard_factor=1.25, evaluate_every=0, rounds=8)
-    run.play(lambda run, client: {"loss": 10.0**run.plan.round})
-    assert "Evaluation" not in " ".join(kinds(run))
+def rounds_but_commits(run: Run) -> list[str]:
+    return [kind for kind in kinds(run) if "Commit" not in kind]
 
 
-def test_only_roll_backs_to_the_same_place_are_a_row():
-    setbacks = Setbacks(window=3)
-    assert setbacks.scale(1) == 0.5
-    setbacks.add(target=1, position=10)
-    assert (setbacks.scale(1), setbacks.scale(12), setbacks.scale(13)) == (0.25, 0.25, 0.5)
-    setbacks.add(target=12, position=20)
-    assert setbacks.scale(1) == 0.125
-    setbacks.add(target=23, position=40)
-    assert setbacks.scale(23) == 0.25, "the row began anew"
-    for position in range(50, 90):
-        setbacks.add(target=1, position=position)
-    assert setbacks.scale(1) == 2**-8
+def test_one_client_that_makes_up_losses_can_raise_a_doubt_that_nobody_shares():
+    """One of four, alone in every round."""
+    run = replica_run(4, cohort=1, guard_factor=1.25, evaluate_every=100, rounds=60)
+
+    def answers(run, client):
+        if run.plan.purpose is Purpose.EVALUATE:
+            return {"loss": 1e6 if client == 0 and run.plan.round else 2.0}
+        return {"loss": 1e6}
+
+    run.play(answers, until=lambda run: run.plan.round == 24)
+    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Evaluation3"]
+
+
+def test_a_doubt_is_shared_though_another_client_has_come():
+    run = replica_run(2, guard_factor=1.25, evaluate_every=100, rounds=100)
+    run.play(until=lambda run: run.plan.round == 1)
+    run.send(Connected(("new",)))
+    run.play(lambda run, client: {"loss": 19.0}, until=lambda run: "Rollback3" in kinds(run))
+    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Enrolment1", "Evaluation3", "Rollback3"]
+    assert len(run.records[-2].body.clients) == 3
+    assert "most clients' held-out losses are above 1.25 × their best" in assert_rolled_back(run, 1).reason
+
+
+def test_a_doubt_of_which_no_client_can_say_anything_is_not_raised_again():
+    run = replica_run(2, quorum=1, guard_factor=1.25, evaluate_every=100, rounds=20)
+
+    def answers(run, client):
+        evaluating = run.plan.purpose is Purpose.EVALUATE
+        return {"loss": 2.0 if run.plan.round == 0 else 2.6} | (
+            {"examples": 0} if evaluating and run.plan.round else {}
+        )
+
+    run.play(answers)
+    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Evaluation3", "Evaluation20", "End20"]
+
+
+def test_roll_backs_soon_after_each_other_are_a_row():
+    setbacks = Setbacks(window=3, soon=20)
+    assert setbacks.scale(1, 10) == 0.5
+    setbacks.add(1, 10)
+    assert [setbacks.scale(target, 20) for target in (1, 12, 13)] == [0.25, 0.25, 0.5]
+    assert [setbacks.scale(1, position) for position in (30, 31)] == [0.25, 0.5]
+    setbacks.add(1, 20)
+    assert setbacks.scale(1, 30) == 0.125
+    setbacks.add(1, 30)
+    assert setbacks.scale(1, 40) == 0.5, "a row has three"
+    setbacks.add(33, 40)
+    assert setbacks.scale(1, 41) == 0.25, "a row began anew"
+
+
+def test_a_roll_back_that_was_asked_for_begins_no_row():
+    run = replica_run(guard_factor=1.25)
+    run.play(until=lambda run: run.plan.round == 3)
+    for target, scale in ((0, 0.5), (0, 1.0)):
+        run.append_by_hand(Record(2, Rollback(target, rollback_entries(run.records[target:]), scale, "by hand")))
+    history = Coordinator(run.contents).history
+    assert (history.rate_scale, history.setbacks.scale(0, history.position + 1)) == (0.5, 0.5)
 
 
 def test_one_client_that_diverges_does_not_stop_a_round_with_a_quorum():
@@ -257,19 +300,26 @@ def test_measured_maxima_restart_the_guard():
     assert Coordinator(run.contents).history.range_guard.share_used == run.coordinator.history.range_guard.share_used
 
 
-def test_three_rounds_in_a_row_that_the_range_guard_refuses_are_a_divergence():
-    run = one_element_run(guard_factor=1.25)
-    step(run, 1.875)
-    step(run, 1.0)
-    step(run, 1.0)
-    step(run, -0.125)
-    assert "Rollback" not in " ".join(kinds(run)), "two are none, and a commit ends the row"
+@pytest.mark.parametrize("held_out", [2.0, 9.0])
+def test_three_rounds_in_a_row_that_the_range_guard_refuses_raise_a_doubt(held_out):
+    run = one_element_run(guard_factor=1.25, evaluate_every=100)
+    run.send(run.answer(0, loss=2.0))
+    for by in (1.875, 1.0, 1.0, -0.125, 1.0, 1.0, 1.0):
+        step(run, by)
+    assert kinds(run)[2:] == ["Commit1", "Void2", "Void3", "Commit4", "Void5", "Void6", "Void7"], "two are none"
+    assert run.plan.purpose is Purpose.EVALUATE
+    run.send(run.answer(0, loss=held_out))
+    if held_out > 2.0:
+        assert_rolled_back(run, 1)
+        assert run.plan.learning_rate == 0.5
+        step(run, 1.0)
+        assert run.plan.purpose is Purpose.TRAIN, "what was undone is not counted"
+        return
     for _ in range(3):
         step(run, 1.0)
-    assert kinds(run)[-3:] == ["Void6", "Void7", "Rollback7"]
-    assert "the range guard refused 3 rounds in a row" in assert_rolled_back(run, 0).reason
-    assert run.plan.learning_rate == 0.5
-    assert Coordinator(run.contents).history.rate_scale == 0.5
+    assert kinds(run)[-4:] == ["Evaluation7", "Void8", "Void9", "Void10"]
+    assert run.plan.purpose is Purpose.EVALUATE, "after twice as many"
+    assert "Rollback" not in " ".join(kinds(run))
 
 
 def test_rounds_without_a_quorum_are_no_divergence():

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import ceil, inf, isfinite, pi, sqrt
 from statistics import median
 
-from fedzo.journal.records import Rules
+from fedzo.journal.records import Evaluation, Rules
 
 _LEAST_WINDOW = 3
 _REPORTS = 24
@@ -24,12 +24,12 @@ _MAD = 1.4826
 """Standard deviation of a normal distribution ÷ its median absolute deviation."""
 _DOUBTED = 3
 """Commits whose median training loss can bring an evaluation forward."""
-REFUSED = 3
-"""Rounds in a row whose entries the range guard refuses: a divergence. Of fewer, one client may be the cause."""
+_REFUSED = 3
+"""Rounds in a row whose entries the range guard refuses that can, at first."""
 RATE_FACTOR = 0.5
-"""What a divergence multiplies the learning rate by; the k-th in a row from the same place, by this to the power k."""
-MOST_IN_A_ROW = 8
-"""The largest k, so that a rate does not vanish."""
+"""What a divergence multiplies the learning rate by; the k-th of a row by this to the power k."""
+LONGEST_ROW = 3
+"""The largest k, after which it is by this factor again: a rate that is 64 times too large is gone by then."""
 
 
 def training_window(rules: Rules) -> int:
@@ -105,61 +105,91 @@ class LossWatch:
 
 
 class Doubt:
-    """Should the held-out loss be looked at before its time?
+    """Should the held-out losses be looked at before their time?
 
-    Training losses are noisy, and in a run that diverges from its first step there is no good one to compare them with.
-    The held-out loss decides, so that a doubt may be wrong: it only costs an evaluation, and what was doubted once, and
-    was none, is doubted no more.
+    Training losses are noisy and of few clients, and in a run that diverges from its first step there is no good one to
+    compare them with. So they only raise a doubt, and most clients' held-out losses have to share it. One that they do
+    not share is not raised again soon.
 
     Args:
-        factor: of the highest loss that an evaluation has found to be no divergence; 0 never doubts.
+        factor: of what was good, above which a loss is in doubt; 0 never doubts.
     """
 
     def __init__(self, factor: float) -> None:
         self._factor = factor
         self._recent: deque[float] = deque(maxlen=_DOUBTED)
+        self._refused = 0
+        self._patience = _REFUSED
         self._good = -inf
+        """The highest loss that an evaluation has let pass: of a middling client, or in training at the time."""
+        self._least: dict[int, float] = {}
+        """Each client's held-out loss at its best."""
 
-    def observe(self, loss: float) -> None:
-        """Of a commit."""
+    def committed(self, loss: float) -> None:
+        """A commit's training loss."""
         self._recent.append(loss)
+        self._refused = 0
 
-    def evaluated(self, held_out: float) -> None:
-        """This held-out loss is no divergence."""
-        self._good = max(self._good, held_out, median(self._recent) if self._recent else -inf)
+    def refused(self) -> None:
+        """The range guard made a round void."""
+        self._refused += 1
 
-    def restart(self) -> None:
-        """The state went back."""
+    def went_back(self) -> None:
+        """A divergence was undone."""
         self._recent.clear()
+        self._refused = 0
 
     @property
     def stands(self) -> bool:
         """Is there reason to look?"""
-        enough = len(self._recent) == _DOUBTED and self._factor > 0 and isfinite(self._good)
-        return enough and median(self._recent) > self._factor * self._good
+        if not (self._factor and self._least):
+            return False
+        high = len(self._recent) == _DOUBTED and median(self._recent) > self._factor * self._good
+        return high or self._refused >= self._patience
+
+    def is_shared(self, evaluation: Evaluation) -> bool:
+        """Are most clients that were asked before worse off than `factor` allows?"""
+        known = [(now.loss, self._least[now.client]) for now in evaluation.clients if now.client in self._least]
+        worse = sum(not loss <= self._factor * least for loss, least in known)
+        return 2 * worse > len(known)
+
+    def passed(self, evaluation: Evaluation) -> None:
+        """It shows no divergence."""
+        losses = {client.client: client.loss for client in evaluation.clients if isfinite(client.loss)}
+        self._least |= {client: min(loss, self._least.get(client, inf)) for client, loss in losses.items()}
+        if losses:
+            self._good = max(self._good, median(losses.values()))
+        if self._recent and self._least:
+            self._good = max(self._good, median(self._recent))
+        if self._refused >= self._patience:
+            self._patience *= 2
 
 
 class Setbacks:
-    """How often in a row the state went back to the same place: a rate so far off is lowered by more each time.
+    """Roll-backs one soon after the other: a rate so far off is lowered by more each time, up to three times.
 
     Args:
-        window: records that have to stand between two roll-backs for the second to be the first of a row.
+        window: records that have to stand between two roll-backs, else the second is of the first's row.
+        soon: records after which it is no more.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, soon: int) -> None:
         self._window = window
+        self._soon = soon
         self._last: int | None = None
         self._count = 0
 
     def add(self, target: int, position: int) -> None:
-        """A roll-back, the record before `position`, went to `target`."""
-        self._count = self._next(target)
+        """A roll-back to `target`, with which the journal has `position` records."""
+        self._count = self._next(target, position)
         self._last = position
 
-    def scale(self, target: int) -> float:
-        """What a roll-back to there multiplies the learning rate by."""
-        return float(RATE_FACTOR ** self._next(target))
+    def scale(self, target: int, position: int) -> float:
+        """What such a roll-back multiplies the learning rate by."""
+        count = self._next(target, position)
+        return float(RATE_FACTOR**count) if count <= LONGEST_ROW else RATE_FACTOR
 
-    def _next(self, target: int) -> int:
-        again = self._last is not None and target - self._last < self._window
-        return min(self._count + 1, MOST_IN_A_ROW) if again else 1
+    def _next(self, target: int, position: int) -> int:
+        if self._last is None or target - self._last >= self._window or position - self._last > self._soon:
+            return 1
+        return self._count + 1

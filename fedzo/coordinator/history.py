@@ -10,7 +10,7 @@ from typing import Any
 from fedzo.coordinator.answered import Answered
 from fedzo.coordinator.bases import Bases
 from fedzo.coordinator.calibration import Measured, calibration_due, measured
-from fedzo.coordinator.divergence import REFUSED, Divergence, Doubt, LossWatch, Setbacks, training_window
+from fedzo.coordinator.divergence import Divergence, Doubt, LossWatch, Setbacks, training_window
 from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.errors import ExcerptError, ReplicaError
 from fedzo.journal.file import JournalContents
@@ -75,10 +75,7 @@ class History:
         self.range_guard = RangeGuard(genesis.manifest, genesis.distribution, genesis.scope)
         self.anchor = 0
         """Position whose maxima a standing record stated last; the range guard's anchors are the totals there."""
-        self.doubt = Doubt(factor)
-        self.setbacks = Setbacks(training_window(genesis.rules))
-        self._refused = 0
-        """Rounds in a row that the range guard made void."""
+        self._begin_to_judge()
         self._training = LossWatch("training", training_window(genesis.rules), factor)
         self._held_out = LossWatch("held-out", 1, factor)
         self._evaluated: set[int] = set()
@@ -86,6 +83,13 @@ class History:
         self._remembered = 0
         if contents.start is not None:
             self._begin(contents.start)
+
+    def _begin_to_judge(self) -> None:
+        """Know of no doubts and no setbacks."""
+        rules = self.genesis.rules
+        window = training_window(rules)
+        self.doubt = Doubt(rules.guard_factor)
+        self.setbacks = Setbacks(window, soon=4 * window + rules.evaluate_every)
 
     def _begin(self, start: Start) -> None:
         self.position, self.record_hash = start.position, start.record_hash
@@ -137,6 +141,12 @@ class History:
         return rules.calibrated and calibration_due(rules, self.round, self._calibrated)
 
     @property
+    def evaluation_is_regular(self) -> bool:
+        """Is the state after this round evaluated whatever the losses?"""
+        rules = self.genesis.rules
+        return rules.evaluate_every > 0 and (self.round % rules.evaluate_every == 0 or self.round == rules.rounds)
+
+    @property
     def memory(self) -> Any:
         """What the run's method keeps of the commits that no roll-back undid.
 
@@ -178,10 +188,9 @@ class History:
                 self.loss = commit.loss
                 self.tickets |= {report.client: report.ticket for report in commit.reports if report.ticket}
                 self.divergence = self._training.observe(self.loss, before)
-                self.doubt.observe(self.loss)
-                self._refused = 0
+                self.doubt.committed(self.loss)
             case Void() as void:
-                self.divergence = self._observe_void(void, before)
+                self._observe_void(void, before)
             case Evaluation() as evaluation:
                 self.evaluated_round = record.round
                 self._observe_held_out(evaluation, before)
@@ -202,35 +211,35 @@ class History:
         if self._measured is not None:
             self._measured = self._measured.forgetting_curvature()
         self.divergence = None
-        self._refused = 0
-        if scale < 1.0:  # one that was asked for says nothing of the rate
-            self.setbacks.add(target, self.position)
         self._training.restart(target)
         self._held_out.restart(target)
-        self.doubt.restart()
+        if scale < 1.0:
+            self.setbacks.add(target, self.position)
+            self.doubt.went_back()
+        else:  # it was asked for
+            self._begin_to_judge()
 
-    def _observe_void(self, void: Void, position: int) -> Divergence | None:
-        """Losses that are not numbers, or one round too many that the range guard refused."""
-        if void.diverged:
-            return self._training.observe(float("nan"), position)
+    def _observe_void(self, void: Void, position: int) -> None:
         rules = self.genesis.rules
-        if rules.asynchronous or len(void.reported) >= rules.quorum:  # else it was for want of reports
-            self._refused += 1
-        if self._refused < REFUSED:
-            return None
-        return self._training.diverged(f"the range guard refused {self._refused} rounds in a row")
+        if void.diverged:
+            self.divergence = self._training.observe(float("nan"), position)
+        elif len(void.reported) >= min(rules.quorum, rules.buffer_size or rules.quorum):  # not for want of reports
+            self.doubt.refused()
 
     def _observe_held_out(self, evaluation: Evaluation, position: int) -> None:
-        """Means are compared only while the same clients answer."""
-        if not evaluation.clients:
-            return
-        clients = {client.client for client in evaluation.clients if isfinite(client.loss)}
-        if isfinite(evaluation.loss) and clients != self._evaluated:
-            self._evaluated = clients
-            self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
-        self.divergence = self.divergence or self._held_out.observe(evaluation.loss, position)
+        """One before its time is judged client by client; others are series of means, while the same clients answer."""
+        doubted = self.doubt.stands
+        if doubted and self.doubt.is_shared(evaluation):
+            limit = f"{self.genesis.rules.guard_factor:g} × their best"
+            self.divergence = self._held_out.diverged(f"most clients' held-out losses are above {limit}")
+        if evaluation.clients and (self.evaluation_is_regular or not doubted):
+            clients = {client.client for client in evaluation.clients if isfinite(client.loss)}
+            if isfinite(evaluation.loss) and clients != self._evaluated:
+                self._evaluated = clients
+                self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
+            self.divergence = self._held_out.observe(evaluation.loss, position) or self.divergence
         if self.divergence is None:
-            self.doubt.evaluated(evaluation.loss)
+            self.doubt.passed(evaluation)
 
     def _guard(self, position: int, record: Record) -> None:
         """Have the range guard check a record of the state at a position."""

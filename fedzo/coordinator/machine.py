@@ -137,8 +137,8 @@ class Coordinator:
 
     def _evaluation_is_due(self) -> bool:
         """Where there are no rounds, an evaluation is also what a state is attested by."""
-        every, done = self._rules.evaluate_every, self.history.round
-        due = every > 0 and (done % every == 0 or done == self._rules.rounds or self.history.doubt.stands)
+        done = self.history.round
+        due = self.history.evaluation_is_regular or (self._rules.evaluate_every > 0 and self.history.doubt.stands)
         if self._buffer is not None and 0 < done < self._rules.rounds:
             due = due or self._attestation_is_due(done)
         return due and self.history.evaluated_round != done
@@ -182,7 +182,8 @@ class Coordinator:
         divergence = self.history.divergence
         assert divergence is not None
         target, history = divergence.position, self.history
-        body = Rollback(target, history.undoing(target), history.setbacks.scale(target), divergence.reason)
+        scale = history.setbacks.scale(target, history.position + 1)
+        body = Rollback(target, history.undoing(target), scale, divergence.reason)
         return Record(history.round, body)
 
     # ── without rounds ──────────────────────────────────────────────────────────────────────────────

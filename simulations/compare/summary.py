@@ -53,14 +53,16 @@ def summary(queue: Queue) -> list[Line]:
 
 
 def mean_points(results: Sequence[Result]) -> list[Point]:
-    """Evaluation by evaluation, the mean over seeds; where one is not finite or missing, so is the mean."""
+    """The mean over seeds after each round that all have evaluated; where one is not finite, there is none."""
     found = []
-    for points in zip(*(result.points for result in results), strict=False):
+    seeds = [{point.round: point for point in result.points} for result in results]
+    for number in sorted(set.intersection(*map(set, seeds))) if seeds else ():
+        points = [seed[number] for seed in seeds]
         losses = [point.loss for point in points if point.loss is not None]
         metrics = [point.metric for point in points if point.metric is not None]
         found.append(
             Point(
-                round=points[0].round,
+                round=number,
                 forwards=points[0].forwards,
                 bytes=round(mean(point.bytes for point in points)),
                 loss=mean(losses) if len(losses) == len(points) else None,
