@@ -105,8 +105,8 @@ def test_training_losses_that_blow_up_from_the_first_step_on_are_found_by_an_eva
             return {"loss": 2.0 if run.plan.round == 0 else 19.0}
         return {"loss": 9.0 if run.plan.learning_rate > 0.01 / 50 else 2.0}
 
-    run.play(answers, until=lambda run: run.plan.round == 12)
-    rolled_back = [f"{kind}{number}" for number in (3, 6, 9) for kind in ("Evaluation", "Rollback")]
+    run.play(answers, until=lambda run: run.plan.round == 20)
+    rolled_back = [f"{kind}{number}" for number in (5, 10, 15) for kind in ("Evaluation", "Rollback")]
     assert [kind for kind in kinds(run) if "Commit" not in kind] == ["Enrolment0", "Evaluation0", *rolled_back]
     assert run.plan.learning_rate == 0.01 / 64
 
@@ -115,7 +115,7 @@ def test_a_doubt_that_an_evaluation_does_not_share_is_not_raised_again():
     """The training data is harder than what is held out."""
     run = replica_run(guard_factor=1.25, evaluate_every=20, rounds=40)
     run.play(lambda run, client: {"loss": 2.0 if run.plan.purpose is Purpose.EVALUATE else 2.6})
-    assert [kind for kind in kinds(run) if "Evaluation" in kind] == [f"Evaluation{number}" for number in (0, 3, 20, 40)]
+    assert [kind for kind in kinds(run) if "Evaluation" in kind] == [f"Evaluation{number}" for number in (0, 5, 20, 40)]
 
 
 def rounds_but_commits(run: Run) -> list[str]:
@@ -132,15 +132,15 @@ def test_one_client_that_makes_up_losses_can_raise_a_doubt_that_nobody_shares():
         return {"loss": 1e6}
 
     run.play(answers, until=lambda run: run.plan.round == 24)
-    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Evaluation3"]
+    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Evaluation5"]
 
 
 def test_a_doubt_is_shared_though_another_client_has_come():
     run = replica_run(2, guard_factor=1.25, evaluate_every=100, rounds=100)
     run.play(until=lambda run: run.plan.round == 1)
     run.send(Connected(("new",)))
-    run.play(lambda run, client: {"loss": 19.0}, until=lambda run: "Rollback3" in kinds(run))
-    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Enrolment1", "Evaluation3", "Rollback3"]
+    run.play(lambda run, client: {"loss": 19.0}, until=lambda run: "Rollback5" in kinds(run))
+    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Enrolment1", "Evaluation5", "Rollback5"]
     assert len(run.records[-2].body.clients) == 3
     assert "most clients' held-out losses are above 1.25 × their best" in assert_rolled_back(run, 1).reason
 
@@ -155,7 +155,7 @@ def test_a_doubt_of_which_no_client_can_say_anything_is_not_raised_again():
         )
 
     run.play(answers)
-    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Evaluation3", "Evaluation20", "End20"]
+    assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Evaluation5", "Evaluation20", "End20"]
 
 
 def test_roll_backs_soon_after_each_other_are_a_row():

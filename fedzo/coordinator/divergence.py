@@ -22,8 +22,8 @@ _STANDARD_ERRORS = 8.0
 """Of the difference of two medians, that a divergence exceeds: the best of many is low by chance, the next are not."""
 _MAD = 1.4826
 """Standard deviation of a normal distribution ÷ its median absolute deviation."""
-_DOUBTED = 3
-"""Commits whose median training loss can bring an evaluation forward."""
+_DOUBTED = 5
+"""Commits in a row whose training losses can bring an evaluation forward."""
 _REFUSED = 3
 """Rounds in a row whose entries the range guard refuses that can, at first."""
 RATE_FACTOR = 0.5
@@ -121,7 +121,7 @@ class Doubt:
         self._refused = 0
         self._patience = _REFUSED
         self._good = -inf
-        """The highest loss that an evaluation has let pass: of a middling client, or in training at the time."""
+        """The highest loss that an evaluation let pass: of a middling client, or of all those commits at the time."""
         self._least: dict[int, float] = {}
         """Each client's held-out loss at its best."""
 
@@ -144,7 +144,7 @@ class Doubt:
         """Is there reason to look?"""
         if not (self._factor and self._least):
             return False
-        high = len(self._recent) == _DOUBTED and median(self._recent) > self._factor * self._good
+        high = len(self._recent) == _DOUBTED and min(self._recent) > self._factor * self._good
         return high or self._refused >= self._patience
 
     def is_shared(self, evaluation: Evaluation) -> bool:
@@ -160,7 +160,7 @@ class Doubt:
         if losses:
             self._good = max(self._good, median(losses.values()))
         if self._recent and self._least:
-            self._good = max(self._good, median(self._recent))
+            self._good = max(self._good, min(self._recent))
         if self._refused >= self._patience:
             self._patience *= 2
 
