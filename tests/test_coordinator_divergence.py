@@ -24,9 +24,10 @@ from fedzo.coordinator import (
     Purpose,
     rollback_entries,
 )
-from fedzo.coordinator.divergence import LossWatch, Setbacks, training_window
+from fedzo.coordinator.divergence import Doubt, LossWatch, Setbacks, training_window
 from fedzo.coordinator.range_guard import RangeGuard
 from fedzo.journal import (
+    ClientEvaluation,
     ClientReport,
     Commit,
     Entry,
@@ -143,6 +144,54 @@ def test_a_doubt_is_shared_though_another_client_has_come():
     assert rounds_but_commits(run) == ["Enrolment0", "Evaluation0", "Enrolment1", "Evaluation5", "Rollback5"]
     assert len(run.records[-2].body.clients) == 3
     assert "most clients' held-out losses are above 1.25 × their best" in assert_rolled_back(run, 1).reason
+
+
+@pytest.mark.parametrize("every", [2, 4, 5, 6])
+def test_a_newcomer_does_not_hide_a_divergence_at_an_evaluation_in_its_time(every):
+    """With it a new series begins, whose first loss has nothing before it."""
+    run = replica_run(2, guard_factor=1.25, evaluate_every=every, rounds=40)
+    run.play(until=lambda run: run.plan.round == 1)
+    run.send(Connected(("new",)))
+    run.play(lambda run, client: {"loss": 19.0}, until=lambda run: run.plan.round == 16)
+    number = min(every, 5)
+    assert rounds_but_commits(run)[:5] == [
+        *("Enrolment0", "Evaluation0", "Enrolment1"),
+        *(f"Evaluation{number}", f"Rollback{number}"),
+    ]
+    assert len([kind for kind in kinds(run) if "Rollback" in kind]) >= 3, "and again"
+
+
+def evaluated(*losses: float) -> Evaluation:
+    return Evaluation(tuple(ClientEvaluation(client, 100, loss) for client, loss in enumerate(losses)))
+
+
+def test_most_clients_share_a_doubt_or_it_is_none():
+    doubt = Doubt(1.5, early=True)
+    doubt.passed(evaluated(2.0, 2.0, 4.0, 4.0), 1)
+    assert not doubt.is_shared(evaluated(3.0, 3.1, 6.0, 6.1)), "half of them"
+    assert doubt.is_shared(evaluated(3.1, 3.1, 6.0, 6.1))
+    assert doubt.is_shared(evaluated(nan, nan, nan, 4.0))
+    assert not doubt.is_shared(Evaluation(()))
+    assert doubt.is_shared(evaluated(*([9.0] * 8)))
+    assert not doubt.is_shared(evaluated(*([9.0] * 9))), "too few are known"
+    doubt.passed(evaluated(1.0, 1.0, 1.0, 1.0), 5)
+    assert doubt.is_shared(evaluated(2.0, 2.0, 2.0, 2.0))
+    doubt.went_back(5)
+    assert doubt.is_shared(evaluated(2.0, 2.0, 2.0, 2.0))
+    doubt.went_back(4)
+    assert not doubt.is_shared(evaluated(2.0, 2.0, 4.0, 4.0)), "the best was undone too"
+
+
+def test_losses_that_are_not_numbers_are_a_divergence_in_doubt_too():
+    run = replica_run(2, guard_factor=1.25, evaluate_every=100, rounds=20)
+    run.play(lambda run, client: {"loss": 2.0 if run.plan.purpose is Purpose.EVALUATE else 2.6}, until=doubted)
+    run.send(run.answer(0))
+    run.send(run.answer(1, diverged=True, loss=nan))
+    assert kinds(run)[-2:] == ["Evaluation5", "Rollback5"]
+
+
+def doubted(run: Run) -> bool:
+    return run.plan.purpose is Purpose.EVALUATE and run.plan.round > 0
 
 
 def test_a_doubt_of_which_no_client_can_say_anything_is_not_raised_again():

@@ -113,17 +113,23 @@ class Doubt:
 
     Args:
         factor: of what was good, above which a loss is in doubt; 0 never doubts.
+        early: there may be evaluations before their time.
     """
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, factor: float, *, early: bool) -> None:
         self._factor = factor
+        self._early = early
         self._recent: deque[float] = deque(maxlen=_DOUBTED)
         self._refused = 0
         self._patience = _REFUSED
         self._good = -inf
         """The highest loss that an evaluation let pass: of a middling client, or of all those commits at the time."""
+        self._first: dict[int, float] = {}
+        """Each client's held-out loss when it evaluated first."""
         self._least: dict[int, float] = {}
-        """Each client's held-out loss at its best."""
+        """And at its best."""
+        self._fell_at = 0
+        """Position of the last state that was some client's best."""
 
     def committed(self, loss: float) -> None:
         """A commit's training loss."""
@@ -134,29 +140,35 @@ class Doubt:
         """The range guard made a round void."""
         self._refused += 1
 
-    def went_back(self) -> None:
-        """A divergence was undone."""
+    def went_back(self, position: int) -> None:
+        """A divergence was undone, and a best that came after the position with it."""
         self._recent.clear()
         self._refused = 0
+        if position < self._fell_at:
+            self._least, self._fell_at = dict(self._first), position
 
     @property
     def stands(self) -> bool:
         """Is there reason to look?"""
-        if not (self._factor and self._least):
+        if not (self._factor and self._early and self._least):
             return False
         high = len(self._recent) == _DOUBTED and min(self._recent) > self._factor * self._good
         return high or self._refused >= self._patience
 
     def is_shared(self, evaluation: Evaluation) -> bool:
-        """Are most clients that were asked before worse off than `factor` allows?"""
+        """Are most clients worse off than `factor` allows, of those that were asked before, who are not the fewer?"""
         known = [(now.loss, self._least[now.client]) for now in evaluation.clients if now.client in self._least]
         worse = sum(not loss <= self._factor * least for loss, least in known)
-        return 2 * worse > len(known)
+        return 2 * worse > len(known) and 2 * len(known) >= len(evaluation.clients)
 
-    def passed(self, evaluation: Evaluation) -> None:
-        """It shows no divergence."""
+    def passed(self, evaluation: Evaluation, position: int) -> None:
+        """It shows no divergence of the state at a position."""
         losses = {client.client: client.loss for client in evaluation.clients if isfinite(client.loss)}
-        self._least |= {client: min(loss, self._least.get(client, inf)) for client, loss in losses.items()}
+        fell = {client: loss for client, loss in losses.items() if loss < self._least.get(client, inf)}
+        if fell:
+            self._first = losses | self._first
+            self._least |= fell
+            self._fell_at = position
         if losses:
             self._good = max(self._good, median(losses.values()))
         if self._recent and self._least:

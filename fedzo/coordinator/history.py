@@ -88,7 +88,7 @@ class History:
         """Know of no doubts and no setbacks."""
         rules = self.genesis.rules
         window = training_window(rules)
-        self.doubt = Doubt(rules.guard_factor)
+        self.doubt = Doubt(rules.guard_factor, early=rules.evaluate_every > 0)
         self.setbacks = Setbacks(window, soon=4 * window + rules.evaluate_every)
 
     def _begin(self, start: Start) -> None:
@@ -215,7 +215,7 @@ class History:
         self._held_out.restart(target)
         if scale < 1.0:
             self.setbacks.add(target, self.position)
-            self.doubt.went_back()
+            self.doubt.went_back(target)
         else:  # it was asked for
             self._begin_to_judge()
 
@@ -223,23 +223,26 @@ class History:
         rules = self.genesis.rules
         if void.diverged:
             self.divergence = self._training.observe(float("nan"), position)
-        elif len(void.reported) >= min(rules.quorum, rules.buffer_size or rules.quorum):  # not for want of reports
+            return
+        a_calibration = rules.calibrated and not self.calibrated
+        for_want_of_reports = not rules.asynchronous and len(void.reported) < rules.quorum
+        if not (a_calibration or for_want_of_reports):
             self.doubt.refused()
 
     def _observe_held_out(self, evaluation: Evaluation, position: int) -> None:
-        """One before its time is judged client by client; others are series of means, while the same clients answer."""
-        doubted = self.doubt.stands
-        if doubted and self.doubt.is_shared(evaluation):
+        """In doubt, and where other clients answer than before, it is judged client by client; else by the mean."""
+        doubted, finite = self.doubt.stands, isfinite(evaluation.loss)
+        clients = {client.client for client in evaluation.clients if isfinite(client.loss)}
+        if (doubted or clients != self._evaluated) and self.doubt.is_shared(evaluation):
             limit = f"{self.genesis.rules.guard_factor:g} × their best"
             self.divergence = self._held_out.diverged(f"most clients' held-out losses are above {limit}")
-        if evaluation.clients and (self.evaluation_is_regular or not doubted):
-            clients = {client.client for client in evaluation.clients if isfinite(client.loss)}
-            if isfinite(evaluation.loss) and clients != self._evaluated:
+        elif evaluation.clients and (self.evaluation_is_regular or not doubted or not finite):
+            if finite and clients != self._evaluated:
                 self._evaluated = clients
                 self._held_out = LossWatch("held-out", 1, self.genesis.rules.guard_factor, position)
-            self.divergence = self._held_out.observe(evaluation.loss, position) or self.divergence
+            self.divergence = self._held_out.observe(evaluation.loss, position)
         if self.divergence is None:
-            self.doubt.passed(evaluation)
+            self.doubt.passed(evaluation, position)
 
     def _guard(self, position: int, record: Record) -> None:
         """Have the range guard check a record of the state at a position."""

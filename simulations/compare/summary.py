@@ -63,7 +63,7 @@ def mean_points(results: Sequence[Result]) -> list[Point]:
         found.append(
             Point(
                 round=number,
-                forwards=points[0].forwards,
+                forwards=round(mean(point.forwards for point in points)),
                 bytes=round(mean(point.bytes for point in points)),
                 loss=mean(losses) if len(losses) == len(points) else None,
                 metric=mean(metrics) if len(metrics) == len(points) else None,
