@@ -26,9 +26,9 @@ _DOUBTED = 5
 """Commits in a row whose training losses can bring an evaluation forward."""
 _REFUSED = 3
 """Rounds in a row whose entries the range guard refuses that can, at first."""
-RATE_FACTOR = 0.5
+_RATE_FACTOR = 0.5
 """What a divergence multiplies the learning rate by; the k-th of a row by this to the power k."""
-LONGEST_ROW = 3
+_LONGEST_ROW = 3
 """The largest k, after which it is by this factor again: a rate that is 64 times too large is gone by then."""
 
 
@@ -199,7 +199,7 @@ class Setbacks:
     def scale(self, target: int, position: int) -> float:
         """What such a roll-back multiplies the learning rate by."""
         count = self._next(target, position)
-        return float(RATE_FACTOR**count) if count <= LONGEST_ROW else RATE_FACTOR
+        return float(_RATE_FACTOR**count) if count <= _LONGEST_ROW else _RATE_FACTOR
 
     def _next(self, target: int, position: int) -> int:
         if self._last is None or target - self._last >= self._window or position - self._last > self._soon:

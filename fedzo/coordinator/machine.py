@@ -138,7 +138,7 @@ class Coordinator:
     def _evaluation_is_due(self) -> bool:
         """Where there are no rounds, an evaluation is also what a state is attested by."""
         done = self.history.round
-        due = self.history.evaluation_is_regular or (self._rules.evaluate_every > 0 and self.history.doubt.stands)
+        due = self.history.evaluation_is_regular or self.history.doubt.stands
         if self._buffer is not None and 0 < done < self._rules.rounds:
             due = due or self._attestation_is_due(done)
         return due and self.history.evaluated_round != done
